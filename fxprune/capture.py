@@ -1,0 +1,335 @@
+"""`capture`: an unmodified `nn.Module` becomes FX graphs, for training and for evaluation, over one state."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+from fxprune.program import Input, Program, bind, copy_graph
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["train", "eval"]
+MODES: tuple[Mode, Mode] = ("train", "eval")
+
+
+class Region(nn.Module):
+    """A module that runs captured graphs instead of the Python they came from.
+
+    It holds the parameters and buffers of the original under the original names, in a tree of plain
+    modules, and one `Program` for each mode; `training` picks the program. (Exported graphs cannot be
+    switched: dropout, drop path and batch normalisation are fixed when they are traced.) Freezing a
+    submodule with ``region.bn1.eval()`` therefore has no effect; call `eval` on the whole.
+
+    The graphs reach their state as attributes of this module, so it has no public attribute of its own
+    that could hide one of the model's.
+    """
+
+    _fxprune: dict[Mode, Program]
+
+    def __init__(self, state: nn.Module, programs: Mapping[Mode, Program]) -> None:
+        super().__init__()
+        self._parameters, self._buffers, self._modules = state._parameters, state._buffers, state._modules
+        self._non_persistent_buffers_set = state._non_persistent_buffers_set
+        self._fxprune = dict(programs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program of the present mode; takes and returns what the original's `forward` does."""
+        return self._fxprune["train" if self.training else "eval"].run(self, args, kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Region:
+        probe = _probe(self)
+        super()._apply(fn, recurse)
+        if probe is not None:
+            moved = fn(probe)
+            self._fxprune = {mode: p.retargeted(probe, moved) for mode, p in self._fxprune.items()}
+        return self
+
+
+@dataclass(frozen=True)
+class CapturedModel:
+    """A module whose computation, or the parts of it that can be, are FX graphs.
+
+    Attributes:
+        host: the module to call. It is itself the only region where the whole model could be captured.
+    """
+
+    host: nn.Module
+
+    @property
+    def regions(self) -> dict[str, Region]:
+        """The captured regions by their path in the host; the path of the host itself is ``""``."""
+        return {path: module for path, module in self.host.named_modules() if isinstance(module, Region)}
+
+    def alias(self) -> CapturedModel:
+        """A copy with buffers of its own whose parameters are other objects on the same memory."""
+        parameters = {
+            id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in self.host.parameters()
+        }
+        return CapturedModel(copy.deepcopy(self.host, dict(parameters)))
+
+
+def capture(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> CapturedModel:
+    """Capture `module` with `torch.export`, in training and in evaluation mode.
+
+    The module is left as it was: parameters, buffers, hooks, modes and the state of the random number
+    generators. The result owns copies of its parameters and buffers, under the same state-dict keys.
+
+    Args:
+        module: any module.
+        args: example inputs, positional. Their first dimension is taken for the batch; a batch of one is
+            doubled for the capture, since torch specialises graphs to sizes of one.
+        kwargs: example inputs by keyword.
+        dynamic_shapes: as in `torch.export.export`, for ``(*args, **kwargs)`` in the order of `forward`'s
+            parameters. Default: the batch dimension may change and everything else is fixed.
+
+    Raises:
+        CaptureError: the model cannot be exported; the message quotes torch's reason.
+    """
+    if not isinstance(module, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module to capture, got {type(module).__name__}")
+    _require_initialised(module)
+    signature = inspect.signature(module.forward)
+    inputs = bind(signature, tuple(args), dict(kwargs or {}))
+    inputs, batch = _with_real_batch(inputs)
+    if dynamic_shapes is None:
+        dynamic_shapes = pytree.tree_map(lambda leaf: _dynamic_batch(leaf, batch), inputs)
+    state, names = _copy_state(module)
+    programs: dict[Mode, Program] = {}
+    for mode in MODES:
+        with _left_as_it_was(module):
+            module.train(mode == "train")
+            exported = _export(module, inputs, dynamic_shapes, mode)
+        programs[mode] = _unlift(exported, module, state, names, mode, signature, batch)
+    region = Region(state, programs)
+    region.train(module.training)
+    if not all(program.dynamic_batch for program in programs.values()):
+        logger.warning("the batch size is fixed at %d: the model's own code depends on it", batch)
+    return CapturedModel(region)
+
+
+def _require_initialised(module: nn.Module) -> None:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise CaptureError(
+                f"{name!r} of a lazy module has no shape yet; run the model once before it is captured"
+            )
+
+
+def _with_real_batch(inputs: Any) -> tuple[Any, int]:
+    """Double a batch of one: torch.export treats sizes of 0 and 1 as constants."""
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    if not tensors:
+        raise CaptureError("example inputs hold no tensor with a batch dimension; give at least one")
+    batch = tensors[0].shape[0]
+    if batch == 0:
+        raise CaptureError("example inputs are an empty batch; give at least one sample")
+    if batch > 1:
+        return inputs, batch
+
+    def double(leaf: Any) -> Any:
+        follows = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+        return torch.cat([leaf, leaf]) if follows else leaf
+
+    return pytree.tree_map(double, inputs), 2
+
+
+def _dynamic_batch(leaf: Any, batch: int) -> dict[int, Any] | None:
+    if not isinstance(leaf, Tensor):
+        return None
+    # AUTO, not DYNAMIC: a model that fixes its batch size is then captured with that size
+    return {0: torch.export.Dim.AUTO} if leaf.dim() > 0 and leaf.shape[0] == batch else {}
+
+
+def _export(module: nn.Module, inputs: Any, dynamic_shapes: Any, mode: Mode) -> torch.export.ExportedProgram:
+    args, kwargs = inputs
+    arg_shapes, kwarg_shapes = dynamic_shapes
+    names = list(inspect.signature(module.forward).parameters.values())
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in names)
+    shapes = (*arg_shapes, *kwarg_shapes.values()) if kwarg_shapes and not variadic else tuple(arg_shapes)
+    module.register_forward_hook(_register_dataclasses)
+    try:
+        return torch.export.export(
+            module, args, kwargs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=False
+        )
+    except Exception as error:  # torch.export raises errors of very many classes
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        raise CaptureError(
+            f"torch.export cannot capture {type(module).__name__} in {mode} mode: "
+            f"{type(error).__name__}: {reason}\nRun the model once in plain torch to see whether the inputs "
+            "fit it; if they do, its Python depends on values of tensors (an `if` on a result, a shape that "
+            "is computed from data), which a graph cannot hold."
+        ) from error
+
+
+def _register_dataclasses(module: nn.Module, args: Any, output: Any) -> None:
+    """Let outputs that are plain dataclasses pass through torch.export, which asks for registration."""
+    known = pytree.SUPPORTED_NODES
+    if dataclasses.is_dataclass(output) and not isinstance(output, type) and type(output) not in known:
+        torch.export.register_dataclass(type(output))
+
+
+@contextlib.contextmanager
+def _left_as_it_was(module: nn.Module) -> Iterator[None]:
+    """Undo whatever tracing does to the attributes of `module` and to the random number generators."""
+    before = [(m, dict(m.__dict__), _contents(m)) for m in module.modules()]
+    devices = {t.device for t in module.state_dict().values() if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(sorted(device.index or 0 for device in devices)):
+            yield
+    finally:
+        for submodule, attributes, contents in before:
+            submodule.__dict__.clear()
+            submodule.__dict__.update(attributes)
+            for name, content in contents.items():
+                # in place: handles of hooks refer to these very dicts
+                container = submodule.__dict__[name]
+                container.clear()
+                container.update(content)
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    return {name: value.copy() for name, value in module.__dict__.items() if isinstance(value, (dict, set))}
+
+
+def _copy_state(module: nn.Module) -> tuple[nn.Module, dict[int, str]]:
+    """A tree of plain modules with copies of all parameters and buffers, and the name of each by its id.
+
+    What is shared in `module` (a submodule or a tensor under two names) is shared in the copy, and goes
+    by the name that comes first.
+    """
+    names: dict[int, str] = {}
+    copies: dict[int, nn.Module | Tensor] = {}
+
+    def copy_tensor(tensor: Tensor | None, name: str) -> Any:
+        if tensor is None:
+            return None
+        if id(tensor) not in copies:
+            clone = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                clone = nn.Parameter(clone, requires_grad=tensor.requires_grad)
+            copies[id(tensor)], names[id(tensor)] = clone, name
+        return copies[id(tensor)]
+
+    def copy_module(original: nn.Module, prefix: str) -> nn.Module:
+        if id(original) in copies:
+            return copies[id(original)]  # type: ignore[return-value]
+        state = nn.Module()
+        copies[id(original)] = state
+        for name, parameter in original._parameters.items():
+            state._parameters[name] = copy_tensor(parameter, prefix + name)
+        for name, buffer in original._buffers.items():
+            state._buffers[name] = copy_tensor(buffer, prefix + name)
+        state._non_persistent_buffers_set = set(original._non_persistent_buffers_set)
+        for name, child in original._modules.items():
+            state._modules[name] = None if child is None else copy_module(child, f"{prefix}{name}.")
+        return state
+
+    return copy_module(module, ""), names
+
+
+def _unlift(
+    exported: torch.export.ExportedProgram,
+    module: nn.Module,
+    state: nn.Module,
+    names: Mapping[int, str],
+    mode: Mode,
+    signature: inspect.Signature,
+    batch: int,
+) -> Program:
+    """Turn the inputs of an exported graph that are state into reads of that state.
+
+    Tensors that the trace met but no module registers become buffers of `state` outside its state dict.
+    """
+    graph = copy_graph(exported.graph)
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    reads: dict[str, fx.Node] = {}
+    inputs: list[Input] = []
+    for node in list(graph.nodes):
+        if node.op == "get_attr":  # a nested graph, such as the body of a torch.no_grad block
+            name = f"_fxprune_{mode}_{node.target}"
+            state._modules[name] = getattr(exported.graph_module, node.target)
+            node.target = name
+        if node.op != "placeholder":
+            continue
+        spec = kinds[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(_describe(node, spec.arg))
+            continue
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            name = names[id(_attribute(module, spec.target))]
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name = f"_fxprune_{mode}_{spec.target.replace('.', '_')}"
+            state.register_buffer(name, exported.constants[spec.target].detach().clone(), persistent=False)
+        else:
+            raise CaptureError(f"the model uses {spec.kind.name} {spec.target!r}, which a graph here cannot hold")
+        if name not in reads:
+            with graph.inserting_before(node):
+                reads[name] = graph.create_node("get_attr", name, name=node.name.removeprefix("p_").removeprefix("b_"))
+                reads[name].meta = node.meta
+        node.replace_all_uses_with(reads[name])
+        graph.erase_node(node)
+    _tidy(graph)
+    return Program(
+        graph, signature, tuple(inputs), exported.call_spec.in_spec, exported.call_spec.out_spec, batch
+    )
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    prefix, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(prefix), name)
+
+
+def _describe(node: fx.Node, argument: Any) -> Input:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return Input(node.name, None, getattr(argument, "value", None))
+    return Input(node.name, tuple(size if isinstance(size, int) else None for size in value.shape))
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Move state reads and inputs to the front, drop checks and unused reads, replace metadata by sizes."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # holds only for the dtype and device of the example
+        elif node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        node.meta = _sizes(node.meta.get("val"))
+
+
+def _sizes(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Tensor):
+        return {}
+    return {
+        "shape": tuple(size if isinstance(size, int) else int(size.node.hint) for size in value.shape),
+        "dynamic": tuple(i for i, size in enumerate(value.shape) if not isinstance(size, int)),
+        "dtype": value.dtype,
+    }
+
+
+def _probe(module: nn.Module) -> Tensor | None:
+    """An empty tensor with the device and dtype of the module's floating-point state."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.is_floating_point():
+            return torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return None

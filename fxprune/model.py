@@ -1,0 +1,138 @@
+"""`PrunedModel`: a captured model with masks, to be trained, saved and loaded like any module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture import CapturedModel
+from fxprune.errors import WeightError
+from fxprune.masks import Masks
+from fxprune.rewrite import check_masks, insert_masks, mask_name, operand_value
+from fxprune.weights import PrunableWeight, Weights
+
+
+class PrunedModel(nn.Module):
+    """A sparse network that is called, trained and moved as the module was that it came from.
+
+    Its state dict has the keys of the original and one ``<weight>_mask`` for each prunable weight. A
+    state dict without masks loads as well, and leaves the masks as they are. Wherever a graph reads a
+    weight it reads ``weight * mask``: no optimiser can bring a removed weight back.
+
+    Freezing a submodule with ``model.bn1.eval()`` has no effect, since a captured graph is one piece: it
+    is for training or for evaluation as a whole.
+
+    Attributes:
+        weights: the weights that have masks.
+    """
+
+    weights: Weights
+
+    def __init__(self, captured: CapturedModel, weights: Weights, masks: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        host = insert_masks(captured, weights, Masks(dict(masks))).host
+        # The host's state is this module's state, under the same names. The host itself stays out of
+        # the module tree, so that no name gains a prefix.
+        self.__dict__["_fxprune_host"] = host
+        self._parameters, self._buffers, self._modules = host._parameters, host._buffers, host._modules
+        self._non_persistent_buffers_set = host._non_persistent_buffers_set
+        self.training = host.training
+        self.__dict__["weights"] = weights
+        self.register_load_state_dict_pre_hook(_keep_masks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute what the original computes with its operands masked."""
+        return self._fxprune_host(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> PrunedModel:
+        """Switch to the graph for training, or with ``mode=False`` to that for evaluation."""
+        super().train(mode)
+        self._fxprune_host.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrunedModel:
+        self._fxprune_host._apply(fn, recurse)
+        return self
+
+    @property
+    def captured(self) -> CapturedModel:
+        """The captured model, masks included, on the same state."""
+        return CapturedModel(self._fxprune_host)
+
+    @property
+    def masks(self) -> Masks:
+        """The present masks; the tensors are the model's own buffers."""
+        buffers = dict(self.named_buffers())
+        return Masks({weight.name: buffers[mask_name(weight)] for weight in self.weights})
+
+    def set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Change the masks in place; graphs and optimiser state stay valid.
+
+        Raises:
+            MaskError: the masks are not bool, or do not fit the weights.
+        """
+        check_masks(self.weights, Masks(dict(masks)))
+        for name, own in self.masks.items():
+            own.copy_(masks[name])
+
+    def effective_weight(self, name: str) -> Tensor:
+        """The tensor that products use for the weight `name`: masked, and computed where it is derived."""
+        weight = self.weights[name]
+        region = self.captured.regions[weight.region]
+        mode = "eval" if "eval" in weight.sites else "train"
+        value = operand_value(region, region._fxprune[mode], weight.sites[mode])
+        return torch.where(self.masks[name], value, torch.zeros_like(value))
+
+    def dense_state_dict(self, *, skip_derived: bool = False) -> dict[str, Tensor]:
+        """A state dict of the original module, with zeros in place of what was removed.
+
+        A derived weight is computed from parameters, and mostly no value of these makes the computed
+        tensor zero in the right places: standardising a weight moves its zeros, for one.
+
+        Args:
+            skip_derived: leave the parameters of such weights dense instead of raising.
+
+        Raises:
+            WeightError: a mask cannot be expressed in the original's parameters; names the weights.
+        """
+        masks = {mask_name(weight) for weight in self.weights}
+        state = {name: t.detach().clone() for name, t in self.state_dict().items() if name not in masks}
+        impossible = [weight.name for weight in self.weights if not self._zero(weight, state)]
+        if impossible and not skip_derived:
+            raise WeightError(
+                f"{len(impossible)} of {len(self.weights)} weights are computed from parameters, and no value "
+                f"of the parameters gives the masked weight: {', '.join(impossible[:4])}; export the model, or "
+                "use skip_derived=True to leave these dense"
+            )
+        return state
+
+    def _zero(self, weight: PrunableWeight, state: dict[str, Tensor]) -> bool:
+        """Zero the parameter of `weight` in `state`, under all its names; False if that is not exact."""
+        name, mask = weight.parameters[0], self.masks[weight.name]
+        own = dict(self.named_parameters(remove_duplicate=False))
+        if own[name].numel() != mask.numel():
+            return False
+        zeroed = torch.where(mask.view(own[name].shape), own[name].detach(), torch.zeros_like(own[name]))
+        if weight.derived:
+            region = self.captured.regions[weight.region]
+            local = name.removeprefix(f"{weight.region}.") if weight.region else name
+            (mode, site), *_ = weight.sites.items()
+            value = operand_value(region, region._fxprune[mode], site, {local: zeroed})
+            wanted = self.effective_weight(weight.name)
+            if not (torch.equal(value == 0, wanted == 0) and torch.allclose(value, wanted, rtol=1e-6, atol=0)):
+                return False
+        for alias, parameter in own.items():
+            if parameter is own[name] and alias in state:
+                state[alias] = zeroed
+        return True
+
+
+def _keep_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a state dict of the unpruned model load: masks that it lacks stay as they are."""
+    assert isinstance(module, PrunedModel)
+    masks = {mask_name(weight): module.masks[weight.name] for weight in module.weights}
+    if not any(prefix + name in state_dict for name in masks):
+        state_dict.update({prefix + name: mask for name, mask in masks.items()})

@@ -1,0 +1,191 @@
+"""`Program`: an immutable FX graph over named state, compiled to a Python function."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+
+Pass = Callable[[fx.Graph], object]
+_serial = count()
+
+
+@dataclass(frozen=True)
+class Input:
+    """One leaf of a program's flattened inputs.
+
+    Attributes:
+        name: the leaf's placeholder, after the argument of `forward` that it came from.
+        shape: sizes of a tensor, None for a dimension that may change; None for what is no tensor.
+        constant: the value of what is no tensor; the graph was specialised to it.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    constant: object = None
+
+    def check(self, leaf: object) -> None:
+        """Raise `CaptureError` unless `leaf` is what the graph was captured for."""
+        if self.shape is None:
+            if isinstance(leaf, Tensor) or leaf != self.constant:
+                raise CaptureError(
+                    f"input {self.name!r}: the graph was captured for {self.constant!r}, got {leaf!r}; "
+                    "capture the model again with this value in example_inputs"
+                )
+        elif not isinstance(leaf, Tensor):
+            raise CaptureError(f"input {self.name!r}: expected a tensor, got {type(leaf).__name__}")
+        elif len(leaf.shape) != len(self.shape) or any(
+            want is not None and want != got for want, got in zip(self.shape, leaf.shape, strict=False)
+        ):
+            want = "x".join("*" if size is None else str(size) for size in self.shape)
+            got = "x".join(str(size) for size in leaf.shape)
+            raise CaptureError(
+                f"input {self.name!r}: the graph was captured for shape {want} (* may change), got {got}; "
+                "capture the model again with example_inputs of this shape"
+            )
+
+
+@dataclass(frozen=True)
+class Program:
+    """One mode (train or eval) of a region as a graph of ATen calls.
+
+    The graph reads parameters and buffers through `get_attr` nodes, one for each tensor, and takes and
+    returns flat lists of leaves. It is never changed in place: `rewritten` gives a new program. Copies
+    of a module therefore share it.
+
+    Every node that yields a tensor has `meta["shape"]`, its sizes at the captured example,
+    `meta["dynamic"]`, the indices of the sizes that follow the input's, and `meta["dtype"]`.
+
+    Attributes:
+        graph: the graph; treat as read-only.
+        signature: the signature of the captured `forward`.
+        inputs: the leaves that the graph takes, in order.
+        in_spec: tree of ``(args, kwargs)``.
+        out_spec: tree of the result.
+        batch: the size of the batch dimension in the captured example.
+    """
+
+    graph: fx.Graph
+    signature: inspect.Signature
+    inputs: tuple[Input, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    batch: int
+    function: Callable[..., tuple[Any, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", _compile(self.graph))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Program:
+        return self
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the batch size may differ from the captured one."""
+        return any(leaf.shape is not None and None in leaf.shape for leaf in self.inputs)
+
+    def run(self, state: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the graph on the tensors that `state` holds.
+
+        Raises:
+            CaptureError: the inputs differ from the captured ones in structure, in a fixed size, or in
+                the value of what is no tensor.
+        """
+        leaves, spec = pytree.tree_flatten(bind(self.signature, args, kwargs))
+        if spec != self.in_spec:
+            raise CaptureError(
+                f"inputs: expected the captured structure {self.in_spec}, got {spec}; call the model as at "
+                "its capture, or capture it again with example inputs of this structure"
+            )
+        for leaf, expected in zip(leaves, self.inputs, strict=True):
+            expected.check(leaf)
+        return pytree.tree_unflatten(self.function(state, *leaves), self.out_spec)
+
+    def rewritten(self, *passes: Pass) -> Program:
+        """A new program: a copy of the graph, changed in place by each pass in turn, and linted."""
+        graph = copy_graph(self.graph)
+        for change in passes:
+            change(graph)
+        return replace(self, graph=graph)
+
+    def retargeted(self, old: Tensor, new: Tensor) -> Program:
+        """Follow a move of the state: the device and floating dtype of `old` become those of `new`.
+
+        Tracing bakes devices and dtypes into calls such as ``zeros(..., device="cpu")``. The dtype that
+        the model was captured in stands for "the model's dtype", wherever it is written.
+        """
+        if (old.device, old.dtype) == (new.device, new.dtype):
+            return self
+
+        def move(value: Any) -> Any:
+            if isinstance(value, torch.device) and value.type == old.device.type:
+                return new.device
+            return new.dtype if value is old.dtype else value
+
+        def change(graph: fx.Graph) -> None:
+            for node in graph.nodes:
+                if node.op == "call_function":
+                    node.args = pytree.tree_map(move, node.args, is_leaf=lambda v: isinstance(v, fx.Node))
+                    node.kwargs = pytree.tree_map(move, node.kwargs, is_leaf=lambda v: isinstance(v, fx.Node))
+
+        return self.rewritten(change)
+
+
+def bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Sort arguments into the one form that capture and calls share: positional where possible.
+
+    Raises:
+        CaptureError: the arguments do not fit the signature of `forward`.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"inputs do not fit forward{signature}: {error}; give what forward takes"
+        ) from error
+    return bound.args, bound.kwargs
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of `graph` whose nodes keep their names and have their own metadata dict."""
+    copy = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        values[node] = copy.node_copy(node, values.__getitem__)
+        # node_copy draws names from the namespace: nodes are told apart by name across copies, so keep it
+        values[node].name = node.name
+        values[node].meta = dict(node.meta)
+    return copy
+
+
+def node_named(graph: fx.Graph, name: str) -> fx.Node:
+    """The node called `name`."""
+    return next(node for node in graph.nodes if node.name == name)
+
+
+def state_reads(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes that read a parameter, a buffer or a nested graph."""
+    return (node for node in graph.nodes if node.op == "get_attr")
+
+
+def _compile(graph: fx.Graph) -> Callable[..., tuple[Any, ...]]:
+    graph.lint()
+    code = graph.python_code("self")
+    # registered with linecache so that tracebacks and debuggers show the generated lines
+    filename = f"<fxprune program {next(_serial)}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    scope = dict(code.globals)
+    exec(compile(code.src, filename, "exec"), scope)
+    function: Callable[..., tuple[Any, ...]] = scope["forward"]
+    return function

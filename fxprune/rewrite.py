@@ -1,0 +1,173 @@
+"""FX passes on a captured model: `insert_masks` puts ``mul(operand, mask)`` in, `fold` bakes it into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture import CapturedModel, Region
+from fxprune.errors import ExportError, MaskError
+from fxprune.masks import Masks
+from fxprune.program import Pass, Program, copy_graph, node_named, state_reads
+from fxprune.weights import PrunableWeight, Weights
+
+
+def mask_name(weight: PrunableWeight) -> str:
+    """State-dict key of the mask of `weight`."""
+    return f"{weight.name}_mask"
+
+
+def insert_masks(captured: CapturedModel, weights: Weights, masks: Masks) -> CapturedModel:
+    """Multiply every prunable operand by its mask, in the graphs of both modes.
+
+    Masks become bool buffers named after their weight, ``conv1.weight_mask``. Bool, because it takes a
+    quarter of the memory of a float mask and the product has the dtype of the weight.
+
+    Args:
+        captured: left as it is; the result shares the memory of its parameters.
+        weights: which operands to mask.
+        masks: one for each of `weights`, of its shape.
+
+    Raises:
+        MaskError: masks and weights do not fit each other.
+    """
+    check_masks(weights, masks)
+    result = captured.alias()
+    regions = result.regions
+    for weight in weights:
+        _register(result.host, mask_name(weight), masks[weight.name].clone())
+    for path, region in regions.items():
+        own = [weight for weight in weights if weight.region == path]
+        for mode, program in region._fxprune.items():
+            sites = {w.sites[mode]: _local(mask_name(w), path) for w in own if mode in w.sites}
+            region._fxprune[mode] = program.rewritten(_multiply(sites))
+    return result
+
+
+def check_masks(weights: Weights, masks: Mapping[str, Tensor]) -> None:
+    """Raise `MaskError` unless there is one mask of the right shape for each weight."""
+    names = {weight.name for weight in weights}
+    if names != set(masks):
+        odd = sorted(names ^ set(masks))
+        raise MaskError(f"expected one mask for each of {len(names)} weights, got {len(masks)}; see {odd[:4]}")
+    for weight in weights:
+        shape = tuple(masks[weight.name].shape)
+        if shape != weight.shape:
+            raise MaskError(f"mask of {weight.name!r}: expected shape {weight.shape}, got {shape}")
+
+
+def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
+    """The evaluation graph with masks baked into its weights: no mask is left, and no computed weight.
+
+    Inputs and outputs are flat lists of leaves. The result has copies of the masked weights, under the
+    names of the weights, and shares the memory of everything else.
+
+    Args:
+        captured: what `insert_masks` returned.
+        weights: the weights that it was given.
+
+    Raises:
+        ExportError: the model has regions inside a host module, whose Python no graph holds.
+    """
+    region = captured.regions.get("")
+    if region is None:
+        raise ExportError("expected a model that is captured whole, got one captured in parts")
+    program = region._fxprune["eval"]
+    graph = copy_graph(program.graph)
+    tensors = {node.target: _attribute(region, node.target) for node in state_reads(graph)}
+    folded = {}
+    for weight in weights:
+        if "eval" not in weight.sites:
+            continue
+        site = node_named(graph, weight.sites["eval"])
+        product = next(user for user in site.users if _multiplies(user, mask_name(weight)))
+        with graph.inserting_before(product):
+            constant = graph.create_node("get_attr", f"{weight.name}_folded")
+        constant.meta = dict(product.meta)
+        product.replace_all_uses_with(constant)
+        value = operand_value(region, program, site.name)
+        tensors[constant.target] = torch.where(tensors[mask_name(weight)], value, torch.zeros_like(value))
+        folded[weight.name] = constant
+    graph.eliminate_dead_code()
+    for name, constant in folded.items():
+        if all(node.target != name for node in state_reads(graph)):
+            tensors[name], constant.target = tensors[constant.target], name
+    graph.lint()
+    return fx.GraphModule({node.target: tensors[node.target] for node in state_reads(graph)}, graph)
+
+
+def operand_value(
+    region: Region, program: Program, site: str, replaced: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The value of a node that depends on state alone, detached.
+
+    Args:
+        region: holds the state.
+        program: holds the node.
+        site: name of the node.
+        replaced: tensors to take in place of the region's, by name.
+    """
+    tensors = dict(replaced or {})
+    graph, target = fx.Graph(), node_named(program.graph, site)
+    if target.op == "get_attr":
+        found = tensors.get(str(target.target), _attribute(region, str(target.target)))
+        assert isinstance(found, Tensor)
+        return found.detach()
+    needed = {target}
+    for node in reversed(program.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op == "get_attr":
+                tensors.setdefault(node.target, _attribute(region, node.target))
+    graph.output(copies[target])
+    # buffers are cloned: a weight computed in training mode may update them, as power iteration does
+    root = {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in tensors.items()}
+    with torch.no_grad():
+        value: Tensor = fx.GraphModule(root, graph)()
+    return value
+
+
+def _multiply(masks: Mapping[str, str]) -> Pass:
+    """A pass that multiplies the node of each name by the mask of the given attribute."""
+
+    def change(graph: fx.Graph) -> None:
+        for site_name, mask in masks.items():
+            site = node_named(graph, site_name)
+            with graph.inserting_after(site):
+                read = graph.create_node("get_attr", mask)
+            with graph.inserting_after(read):
+                product = graph.call_function(torch.ops.aten.mul.Tensor, (site, read))
+            read.meta = {**site.meta, "dtype": torch.bool}
+            product.meta = dict(site.meta)
+            site.replace_all_uses_with(product, delete_user_cb=lambda user, own=product: user is not own)
+
+    return change
+
+
+def _multiplies(node: fx.Node, mask: str) -> bool:
+    operands = node.all_input_nodes
+    return node.target is torch.ops.aten.mul.Tensor and len(operands) == 2 and operands[1].target == mask
+
+
+def _local(name: str, region: str) -> str:
+    return name.removeprefix(f"{region}.") if region else name
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    prefix, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(prefix), name)
+
+
+def _register(module: nn.Module, path: str, mask: Tensor) -> None:
+    prefix, _, name = path.rpartition(".")
+    owner = module.get_submodule(prefix)
+    if name in owner._buffers or name in owner._parameters or name in owner._modules:
+        raise MaskError(f"the model already has {path!r}; a model can be pruned once, then its masks change")
+    owner.register_buffer(name, mask)
