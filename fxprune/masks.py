@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -90,8 +91,8 @@ def check_sparsity(sparsity: float) -> None:
 
 def kept_count(numel: int, sparsity: float) -> int:
     """How many of `numel` weights are kept: ``numel - floor(sparsity * numel)``."""
-    # sparsity is a decimal that a person wrote: 0.9 of 10 is 9, whatever its nearest binary fraction
-    return numel - math.floor(round(sparsity * numel, 6))
+    # exact in the decimal that a person wrote: 0.29 of 100 is 29, though 0.29 * 100 < 29 in binary
+    return numel - math.floor(Fraction(str(float(sparsity))) * numel)
 
 
 def cut(

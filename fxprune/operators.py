@@ -151,17 +151,27 @@ def _einsum_macs(node: fx.Node) -> int:
     return math.prod(sizes.values())
 
 
-def scales(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The factors that rescale activations: scales of normalisations, and factors of ``mul``.
+def input_dependent(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose value follows the inputs of the graph; a shape that does counts too."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
 
-    Yields the node at the origin of each factor (`source`), whatever it is.
+
+def scales(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The tensors that rescale activations: scales of normalisations, and factors of ``mul``.
+
+    Yields the origin (`source`) of each.
     """
+    activations = input_dependent(graph)
     for node in graph.nodes:
         name = name_of(node)
         if name in NORMALISATIONS:
             yield from map(source, _nodes_at(node, NORMALISATIONS[name][:1]))
-        elif name == "mul":
-            yield from map(source, _nodes_at(node, (0, 1)))
+        elif name == "mul" and node in activations:
+            yield from (origin for origin in map(source, _nodes_at(node, (0, 1))) if origin not in activations)
 
 
 def role(node: fx.Node, operand: fx.Node) -> str:

@@ -1,0 +1,13 @@
+"""Criteria: each computes a saliency for every prunable element, and nothing else.
+
+To add one, register a function of a `Scoring`::
+
+    @fxprune.criteria.register("mine")
+    def mine(scoring):
+        return {name: weight.abs() for name, weight in scoring.operands.items()}
+"""
+
+from fxprune.criteria import grasp, magnitude, random
+from fxprune.criteria.registry import Criterion, get, names, register
+
+__all__ = ["Criterion", "get", "grasp", "magnitude", "names", "random", "register"]

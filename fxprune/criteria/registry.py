@@ -1,0 +1,72 @@
+"""The registry of criteria by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxprune.errors import ScoreError
+from fxprune.scoring import Scoring
+
+Score = Callable[[Scoring], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to compute saliencies.
+
+    Attributes:
+        name: what users call it.
+        score: from a `Scoring` to one tensor a weight, of its shape, higher being kept.
+        live: whether it may be computed at the live point (`fxprune.live`). False for what asks for the
+            weights as they are.
+    """
+
+    name: str
+    score: Score
+    live: bool = True
+
+
+_criteria: dict[str, Criterion] = {}
+
+
+def register(name: str, *, live: bool = True) -> Callable[[Score], Score]:
+    """Make a function available under `name`, for `prune` and the command line.
+
+    Raises:
+        ScoreError: the name is taken.
+    """
+
+    def add(score: Score) -> Score:
+        if name in _criteria:
+            raise ScoreError(f"criterion {name!r} is registered already; choose another name")
+        _criteria[name] = Criterion(name, score, live)
+        return score
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all criteria, sorted."""
+    return sorted(_criteria)
+
+
+def get(name: str | Score) -> Criterion:
+    """The criterion called `name`; a function is taken for a criterion of its own.
+
+    Raises:
+        ScoreError: there is no such criterion.
+    """
+    if callable(name):
+        return Criterion(getattr(name, "__name__", "custom"), name)
+    if name not in _criteria:
+        near = difflib.get_close_matches(str(name), _criteria, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ScoreError(
+            f"unknown criterion {name!r}; {hint}there are {', '.join(names())}, "
+            "and fxprune.criteria.register adds your own"
+        )
+    return _criteria[name]

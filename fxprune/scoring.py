@@ -1,0 +1,213 @@
+"""`Scoring`: a captured model made ready to be differentiated twice with respect to its weights.
+
+Only here do the graphs differ from those that train: each prunable weight is a leaf, random operators
+give their expectation, operators without a second derivative are rewritten into ones that have it, and
+the parameters stand at the live point (`fxprune.live`). Nothing of it reaches the model that is pruned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from fxprune import operators
+from fxprune.capture import CapturedModel, Region
+from fxprune.errors import DataError
+from fxprune.live import LiveChange, open_branches, revive
+from fxprune.loss import Loss
+from fxprune.program import Pass, node_named
+from fxprune.rewrite import operand_value
+from fxprune.weights import Weights
+
+aten = torch.ops.aten
+
+Batch = tuple[Any, Tensor]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a criterion sees.
+
+    Attributes:
+        model: the network, in training mode; it owns its buffers, so batch statistics are free to change.
+        leaves: by weight name, the parameter of `model` that products use for the weight.
+        batches: pairs of inputs and targets, the same at every pass; None where no data was given.
+        loss_fn: loss of output and target, a mean over the samples.
+        seed: for criteria that draw.
+        changes: what the live point changed.
+    """
+
+    model: nn.Module
+    leaves: Mapping[str, str]
+    batches: Iterable[Batch] | None
+    loss_fn: Loss
+    seed: int = 0
+    changes: tuple[LiveChange, ...] = ()
+
+    @property
+    def operands(self) -> dict[str, Tensor]:
+        """The weights by name: leaves that require a gradient.
+
+        Plain weights share the memory of the captured model's parameters: do not change them in place.
+        """
+        return {name: self.model.get_parameter(path) for name, path in self.leaves.items()}
+
+    def forward(self, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> Any:
+        """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name.
+
+        Args:
+            inputs: one batch of inputs.
+            masks: weights to remove for this call.
+        """
+        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+        args = args if isinstance(args, (tuple, list)) else (args,)
+        masked = {self.leaves[n]: torch.where(m, self.operands[n], 0.0) for n, m in (masks or {}).items()}
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+            return torch.func.functional_call(self.model, masked, tuple(args), kwargs)
+
+    def passes(self) -> Iterator[tuple[int, Tensor]]:
+        """For each batch, its number of samples and the sum of their losses.
+
+        Raises:
+            DataError: there is no data, or no batch in it.
+        """
+        if self.batches is None:
+            raise DataError("this criterion needs data: give batches of (inputs, targets)")
+        device = next(self.model.parameters()).device
+        empty = True
+        with _repeatable(self.seed):
+            for inputs, targets in self.batches:
+                inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
+                targets = _to(targets, device)
+                loss = self.loss_fn(self.forward(inputs), targets)
+                samples = len(targets)
+                empty = False
+                yield samples, loss * samples
+        if empty:
+            raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
+
+
+def prepare(
+    captured: CapturedModel,
+    weights: Weights,
+    batches: Iterable[Batch] | None,
+    loss_fn: Loss,
+    *,
+    live: bool = True,
+    seed: int = 0,
+) -> Scoring:
+    """Make a captured model ready for scoring; `captured` itself is left as it is.
+
+    Args:
+        captured: the model, with or without masks.
+        weights: the weights to score.
+        batches: data to score on, iterated once or twice by a criterion.
+        loss_fn: a mean over the samples.
+        live: score at the live point; False scores at the initialisation as it is.
+        seed: for fresh values of weights that are all zero, and for criteria that draw.
+    """
+    scoring = captured.alias()
+    scoring.host.train()
+    scoring.host.requires_grad_(False)
+    changes = open_branches(scoring, weights) if live else []
+    leaves: dict[str, str] = {}
+    for path, region in scoring.regions.items():
+        own = [weight for weight in weights if weight.region == path]
+        sites = {weight.name: weight.sites["train"] for weight in own}
+        values = {name: operand_value(region, region._fxprune["train"], site) for name, site in sites.items()}
+        for name, drawn in revive(values, seed) if live else ():
+            values[name] = drawn
+            changes.append(LiveChange(name, "all zero: drawn afresh"))
+        prefix = f"{path}." if path else ""
+        leaves |= {name: prefix + leaf for name, leaf in _make_leaves(region, sites, values).items()}
+    return Scoring(scoring.host, leaves, batches, loss_fn, seed, tuple(changes))
+
+
+def _make_leaves(region: Region, sites: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, str]:
+    """Replace each weight's node by a read of a parameter of its own, and fit the graph for scoring."""
+    leaves = {name: f"_fxprune_operand_{i}" for i, name in enumerate(sites)}
+    for name, attribute in leaves.items():
+        region.register_parameter(attribute, nn.Parameter(values[name]))
+    reads = {sites[name]: attribute for name, attribute in leaves.items()}
+    program = region._fxprune["train"].rewritten(_read(reads), expect, make_twice_differentiable)
+    region._fxprune["train"] = program
+    return leaves
+
+
+def _read(attributes: Mapping[str, str]) -> Pass:
+    """A pass that replaces nodes, by name, by reads of attributes."""
+
+    def change(graph: fx.Graph) -> None:
+        for name, attribute in attributes.items():
+            node = node_named(graph, name)
+            with graph.inserting_before(node):
+                read = graph.create_node("get_attr", attribute)
+            read.meta = dict(node.meta)
+            node.replace_all_uses_with(read)
+        graph.eliminate_dead_code()
+
+    return change
+
+
+# Where dropout operators say that they are training, and what recurrent layers and attention drop.
+_TRAINING_FLAG = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2}
+_DROP_RATE = {"lstm": 5, "gru": 5, "rnn_tanh": 5, "rnn_relu": 5, "scaled_dot_product_attention": 4}
+
+
+def expect(graph: fx.Graph) -> None:
+    """Replace random operators by their expectation, so that every pass sees one and the same network."""
+    for node in list(graph.nodes):
+        name = operators.name_of(node)
+        if name in _TRAINING_FLAG:
+            node.update_arg(_TRAINING_FLAG[name], False)
+        elif name in _DROP_RATE and len(node.args) > _DROP_RATE[name]:
+            node.update_arg(_DROP_RATE[name], 0.0)
+        elif name == "scaled_dot_product_attention" and "dropout_p" in node.kwargs:
+            node.update_kwarg("dropout_p", 0.0)
+        elif name == "rrelu":
+            node.update_arg(3, False)
+        elif name == "bernoulli" and len(node.args) > 1:  # drop path draws its gates with a fixed rate
+            with graph.inserting_before(node):
+                rate = graph.call_function(aten.full_like.default, node.args[:2])
+            _substitute(graph, node, rate)
+
+
+def make_twice_differentiable(graph: fx.Graph) -> None:
+    """Rewrite operators whose backward pass has no derivative in torch into equals that have one."""
+    for node in list(graph.nodes):
+        name = operators.name_of(node)
+        if name in ("hardsigmoid", "hardswish"):
+            x = node.args[0]
+            with graph.inserting_before(node):
+                raised = graph.call_function(aten.add.Tensor, (x, 3))
+                gate = graph.call_function(aten.clamp.default, (raised, 0, 6))
+                result = graph.call_function(aten.div.Tensor, (gate, 6))
+                if name == "hardswish":
+                    result = graph.call_function(aten.mul.Tensor, (x, result))
+            _substitute(graph, node, result)
+
+
+def _substitute(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
+    other.meta = dict(node.meta)
+    node.replace_all_uses_with(other)
+    graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Seed the generators, so that a shuffling loader gives the same order again, and put them back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _to(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
