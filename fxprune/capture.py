@@ -113,13 +113,14 @@ def capture(
     inputs, batch = _with_real_batch(inputs)
     if dynamic_shapes is None:
         dynamic_shapes = pytree.tree_map(lambda leaf: _dynamic_batch(leaf, batch), inputs)
+    leaves = pytree.tree_leaves(inputs)
     state, names = _copy_state(module)
     programs: dict[Mode, Program] = {}
     for mode in MODES:
         with _left_as_it_was(module):
             module.train(mode == "train")
             exported = _export(module, inputs, dynamic_shapes, mode)
-        programs[mode] = _unlift(exported, module, state, names, mode, signature, batch)
+        programs[mode] = _unlift(exported, module, state, names, mode, signature, batch, leaves)
     region = Region(state, programs)
     region.train(module.training)
     if not all(program.dynamic_batch for program in programs.values()):
@@ -169,7 +170,12 @@ def _export(module: nn.Module, inputs: Any, dynamic_shapes: Any, mode: Mode) -> 
     module.register_forward_hook(_register_dataclasses)
     try:
         return torch.export.export(
-            module, args, kwargs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=False
+            module,
+            args,
+            kwargs,
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=False,
         )
     except Exception as error:  # torch.export raises errors of very many classes
         reason = str(error).strip().partition("\n")[0] or "no reason given"
@@ -255,6 +261,7 @@ def _unlift(
     mode: Mode,
     signature: inspect.Signature,
     batch: int,
+    leaves: list[Any],
 ) -> Program:
     """Turn the inputs of an exported graph that are state into reads of that state.
 
@@ -273,7 +280,7 @@ def _unlift(
             continue
         spec = kinds[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            inputs.append(_describe(node, spec.arg))
+            inputs.append(_describe(node, spec.arg, leaves[len(inputs)]))
             continue
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             name = names[id(_attribute(module, spec.target))]
@@ -281,10 +288,14 @@ def _unlift(
             name = f"_fxprune_{mode}_{spec.target.replace('.', '_')}"
             state.register_buffer(name, exported.constants[spec.target].detach().clone(), persistent=False)
         else:
-            raise CaptureError(f"the model uses {spec.kind.name} {spec.target!r}, which a graph here cannot hold")
+            raise CaptureError(
+                f"the model uses {spec.kind.name} {spec.target!r}, which a graph here cannot hold"
+            )
         if name not in reads:
             with graph.inserting_before(node):
-                reads[name] = graph.create_node("get_attr", name, name=node.name.removeprefix("p_").removeprefix("b_"))
+                reads[name] = graph.create_node(
+                    "get_attr", name, name=node.name.removeprefix("p_").removeprefix("b_")
+                )
                 reads[name].meta = node.meta
         node.replace_all_uses_with(reads[name])
         graph.erase_node(node)
@@ -299,11 +310,13 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(prefix), name)
 
 
-def _describe(node: fx.Node, argument: Any) -> Input:
+def _describe(node: fx.Node, argument: Any, leaf: Any) -> Input:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return Input(node.name, None, getattr(argument, "value", None))
-    return Input(node.name, tuple(size if isinstance(size, int) else None for size in value.shape))
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    example = None if leaf.is_floating_point() else leaf.detach().clone()
+    return Input(node.name, shape, dtype=leaf.dtype, example=example)
 
 
 def _tidy(graph: fx.Graph) -> None:

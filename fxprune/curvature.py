@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -35,12 +34,10 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
         ScoreError: a result is not finite; names the weight.
     """
     operands = list(scoring.operands.values())
-    first = list(islice(scoring.passes(), 2))
-    if len(first) == 1:
-        (_, loss), samples = first[0], first[0][0]
+    if scoring.batch_count == 1:
+        ((samples, loss),) = scoring.passes()
         own = _grad(loss / samples, operands, create_graph=True)
         return _finite(_name(scoring, _product(own, [g.detach() for g in own], operands)), "Hessian product")
-    del first
     direction, sizes = _gradient(scoring)
     vector = list(_finite(direction, "gradient").values())
     total = [torch.zeros_like(operand) for operand in operands]

@@ -9,7 +9,6 @@ open, and only scoring: the pruned model keeps its own initialisation.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 from fxprune import operators
 from fxprune.capture import CapturedModel
 from fxprune.weights import Weights
-
-logger = logging.getLogger(__name__)
 
 # LayerScale starts between 1e-6 and 1e-1 (CaiT: 0.1 to 1e-6 by depth), open branches at or near 1.
 VANISHING = 0.01
@@ -52,7 +49,9 @@ def open_branches(scoring: CapturedModel, weights: Weights) -> list[LiveChange]:
         prefix = f"{path}." if path else ""
         parameters = dict(region.named_parameters())
         names = dict.fromkeys(
-            str(node.target) for node in operators.scales(region._fxprune["train"].graph) if node.op == "get_attr"
+            str(node.target)
+            for node in operators.scales(region._fxprune["train"].graph)
+            if node.op == "get_attr"
         )
         for name in names:
             value = parameters.get(name)
@@ -62,8 +61,6 @@ def open_branches(scoring: CapturedModel, weights: Weights) -> list[LiveChange]:
             if largest < VANISHING:
                 _replace(region, name, torch.ones_like(value))
                 changes.append(LiveChange(prefix + name, f"scale of at most {largest:.2g} counted as one"))
-    if changes:
-        logger.info("live point: %d vanishing scales count as one while scoring", len(changes))
     return changes
 
 
@@ -74,7 +71,6 @@ def revive(operands: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Ten
         if not bool(value.any()):
             deviation = math.sqrt(2 * value.shape[0] / value.numel())
             drawn = torch.randn(value.shape, generator=generator) * deviation
-            logger.info("live point: %s is all zero and is drawn afresh while scoring", name)
             yield name, drawn.to(value)
 
 

@@ -95,9 +95,7 @@ def kept_count(numel: int, sparsity: float) -> int:
     return numel - math.floor(Fraction(str(float(sparsity))) * numel)
 
 
-def cut(
-    saliency: Saliency, sparsity: float, *, ranking: Ranking = "global", floor: float = 0.0
-) -> Masks:
+def cut(saliency: Saliency, sparsity: float, *, ranking: Ranking = "global", floor: float = 0.0) -> Masks:
     """Keep the weights of highest saliency.
 
     The number kept is exact (`kept_count`). Of equal saliencies the first is kept, in the order of the
@@ -164,7 +162,9 @@ def cut_alive(
         used = min(1.0, 2 * used)
         masks = cut(saliency, sparsity, ranking=ranking, floor=used)
     if used != floor:
-        logger.warning("floor raised from %g to %g: below, an output did not depend on the input", floor, used)
+        logger.warning(
+            "floor raised from %g to %g: below, an output did not depend on the input", floor, used
+        )
     if not fine:
         logger.warning("an output of the pruned model does not depend on its input (sparsity %g)", sparsity)
     if masks.empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,9 +11,56 @@ from torch import Tensor, nn
 
 from fxprune.capture import CapturedModel
 from fxprune.errors import WeightError
+from fxprune.live import LiveChange
 from fxprune.masks import Masks
 from fxprune.rewrite import check_masks, insert_masks, mask_name, operand_value
 from fxprune.weights import PrunableWeight, Weights
+
+
+@dataclass(frozen=True)
+class PruneRecord:
+    """How the masks of a model came about.
+
+    Attributes:
+        criterion: name of the criterion.
+        sparsity: the sparsity asked for.
+        ranking: ``"global"`` or ``"layer"``.
+        floor: the floor asked for, a share of the overall density.
+        floor_used: the floor that was needed for every output to depend on the input.
+        floored: weights of which the floor kept more than the ranking alone.
+        live: whether weights were scored at the live point.
+        changes: what the live point changed while scoring.
+        zero_share: share of the saliencies that were exactly zero.
+        cut_off: places of the outputs, in flat order, that no longer depend on the input.
+        seed: seed of whatever was drawn.
+    """
+
+    criterion: str
+    sparsity: float
+    ranking: str
+    floor: float
+    floor_used: float
+    floored: tuple[str, ...]
+    live: bool
+    changes: tuple[LiveChange, ...]
+    zero_share: float
+    cut_off: tuple[int, ...]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dicts and lists."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PruneRecord:
+        """The record that `to_json` wrote.
+
+        Raises:
+            TypeError: an attribute is missing or unknown.
+        """
+        lists = {name: tuple(values[name]) for name in ("floored", "cut_off")}
+        changes = tuple(LiveChange(**change) for change in values["changes"])
+        return cls(**{**values, **lists, "changes": changes})
 
 
 class PrunedModel(nn.Module):
@@ -27,11 +75,19 @@ class PrunedModel(nn.Module):
 
     Attributes:
         weights: the weights that have masks.
+        record: how the masks came about, if `fxprune.prune` made them.
     """
 
     weights: Weights
+    record: PruneRecord | None
 
-    def __init__(self, captured: CapturedModel, weights: Weights, masks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        captured: CapturedModel,
+        weights: Weights,
+        masks: Mapping[str, Tensor],
+        record: PruneRecord | None = None,
+    ) -> None:
         super().__init__()
         host = insert_masks(captured, weights, Masks(dict(masks))).host
         # The host's state is this module's state, under the same names. The host itself stays out of
@@ -40,7 +96,7 @@ class PrunedModel(nn.Module):
         self._parameters, self._buffers, self._modules = host._parameters, host._buffers, host._modules
         self._non_persistent_buffers_set = host._non_persistent_buffers_set
         self.training = host.training
-        self.__dict__["weights"] = weights
+        self.__dict__["weights"], self.__dict__["record"] = weights, record
         self.register_load_state_dict_pre_hook(_keep_masks)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +178,9 @@ class PrunedModel(nn.Module):
             (mode, site), *_ = weight.sites.items()
             value = operand_value(region, region._fxprune[mode], site, {local: zeroed})
             wanted = self.effective_weight(weight.name)
-            if not (torch.equal(value == 0, wanted == 0) and torch.allclose(value, wanted, rtol=1e-6, atol=0)):
+            if not (
+                torch.equal(value == 0, wanted == 0) and torch.allclose(value, wanted, rtol=1e-6, atol=0)
+            ):
                 return False
         for alias, parameter in own.items():
             if parameter is own[name] and alias in state:

@@ -171,7 +171,9 @@ def scales(graph: fx.Graph) -> Iterator[fx.Node]:
         if name in NORMALISATIONS:
             yield from map(source, _nodes_at(node, NORMALISATIONS[name][:1]))
         elif name == "mul" and node in activations:
-            yield from (origin for origin in map(source, _nodes_at(node, (0, 1))) if origin not in activations)
+            yield from (
+                origin for origin in map(source, _nodes_at(node, (0, 1))) if origin not in activations
+            )
 
 
 def role(node: fx.Node, operand: fx.Node) -> str:
@@ -193,4 +195,8 @@ def role(node: fx.Node, operand: fx.Node) -> str:
         return "joined to activations, as a token is"
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return f"read inside a block that is captured as one ({name})"
-    return "returned by the model" if node.op == "output" else f"operand of {name}, which is no product of weights"
+    return (
+        "returned by the model"
+        if node.op == "output"
+        else f"operand of {name}, which is no product of weights"
+    )

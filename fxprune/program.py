@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -27,11 +28,25 @@ class Input:
         name: the leaf's placeholder, after the argument of `forward` that it came from.
         shape: sizes of a tensor, None for a dimension that may change; None for what is no tensor.
         constant: the value of what is no tensor; the graph was specialised to it.
+        dtype: dtype of a tensor.
+        example: what the capture got for a tensor of indices or flags, whose values cannot be made up.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
     constant: object = None
+    dtype: torch.dtype = torch.float32
+    example: Tensor | None = None
+
+    def sample(self, batch: int, generator: torch.Generator) -> object:
+        """A value to try the program with: normal where it is floating-point, the example's otherwise."""
+        if self.shape is None:
+            return self.constant
+        sizes = [batch if size is None else size for size in self.shape]
+        if self.example is None:
+            return torch.randn(sizes, generator=generator, dtype=torch.float32).to(self.dtype)
+        rows = torch.arange(sizes[0]) % len(self.example) if sizes else None
+        return self.example if rows is None else self.example[rows]
 
     def check(self, leaf: object) -> None:
         """Raise `CaptureError` unless `leaf` is what the graph was captured for."""
@@ -87,6 +102,22 @@ class Program:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Program:
         return self
+
+    @property
+    def output_names(self) -> list[str]:
+        """A name for each leaf of the result: its key or field, ``output_1`` in a tuple, else ``output``."""
+        tree = pytree.tree_unflatten(range(self.out_spec.num_leaves), self.out_spec)
+        paths = [path for path, _ in pytree.tree_leaves_with_path(tree)]
+        names = [
+            "_".join(["output"] * (not path or _is_index(path[0])) + [_key(k) for k in path])
+            for path in paths
+        ]
+        return [re.sub(r"\W", "_", name) for name in names]
+
+    def sample_inputs(self, batch: int, seed: int = 0) -> list[object]:
+        """Flat inputs of a batch size to try the program with; of the captured size if that is fixed."""
+        generator = torch.Generator().manual_seed(seed)
+        return [leaf.sample(batch if self.dynamic_batch else self.batch, generator) for leaf in self.inputs]
 
     @property
     def dynamic_batch(self) -> bool:
@@ -167,6 +198,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
         values[node].name = node.name
         values[node].meta = dict(node.meta)
     return copy
+
+
+def _key(key: Any) -> str:
+    return str(next(getattr(key, a) for a in ("idx", "key", "name") if hasattr(key, a)))
+
+
+def _is_index(key: Any) -> bool:
+    return hasattr(key, "idx")
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:

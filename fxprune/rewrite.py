@@ -52,7 +52,9 @@ def check_masks(weights: Weights, masks: Mapping[str, Tensor]) -> None:
     names = {weight.name for weight in weights}
     if names != set(masks):
         odd = sorted(names ^ set(masks))
-        raise MaskError(f"expected one mask for each of {len(names)} weights, got {len(masks)}; see {odd[:4]}")
+        raise MaskError(
+            f"expected one mask for each of {len(names)} weights, got {len(masks)}; see {odd[:4]}"
+        )
     for weight in weights:
         shape = tuple(masks[weight.name].shape)
         if shape != weight.shape:

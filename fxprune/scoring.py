@@ -8,7 +8,8 @@ the parameters stand at the live point (`fxprune.live`). Nothing of it reaches t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,15 @@ from torch.utils import _pytree as pytree
 
 from fxprune import operators
 from fxprune.capture import CapturedModel, Region
+from fxprune.data import check_batch
 from fxprune.errors import DataError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
 from fxprune.program import Pass, node_named
 from fxprune.rewrite import operand_value
 from fxprune.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
@@ -59,6 +63,11 @@ class Scoring:
         """
         return {name: self.model.get_parameter(path) for name, path in self.leaves.items()}
 
+    @property
+    def batch_count(self) -> int | None:
+        """How many batches there are, if the data says."""
+        return len(self.batches) if isinstance(self.batches, Sized) else None
+
     def forward(self, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> Any:
         """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name.
 
@@ -83,7 +92,8 @@ class Scoring:
         device = next(self.model.parameters()).device
         empty = True
         with _repeatable(self.seed):
-            for inputs, targets in self.batches:
+            for batch in self.batches:
+                inputs, targets = check_batch(batch)
                 inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
                 targets = _to(targets, device)
                 loss = self.loss_fn(self.forward(inputs), targets)
@@ -127,6 +137,10 @@ def prepare(
             changes.append(LiveChange(name, "all zero: drawn afresh"))
         prefix = f"{path}." if path else ""
         leaves |= {name: prefix + leaf for name, leaf in _make_leaves(region, sites, values).items()}
+    if changes:
+        logger.info(
+            "live point: %d tensors are changed while scoring, the first %s", len(changes), changes[0]
+        )
     return Scoring(scoring.host, leaves, batches, loss_fn, seed, tuple(changes))
 
 

@@ -1,4 +1,4 @@
-"""Does every output of a masked model still depend on its input?"""
+"""Which outputs of a masked model no longer depend on its input?"""
 
 from __future__ import annotations
 
@@ -15,18 +15,35 @@ from fxprune.scoring import Scoring
 _NOISE = 1e-6
 
 
-def output_dependence(scoring: Scoring, masks: Mapping[str, Tensor], inputs: Any) -> list[float]:
-    """For each floating-point output, the share of its elements that differ between the samples.
+def cut_off(scoring: Scoring, masks: Mapping[str, Tensor], inputs: Any) -> tuple[int, ...]:
+    """Places, in flat order, of the outputs that the masks make independent of the input.
 
-    Zero means that the masks cut this output off: it is the same whatever the input. Measured, at the
-    point where the weights were scored, on `inputs`, a batch of at least two different samples; it
-    therefore holds for any architecture, and may miss a path that these samples do not use.
+    Measured at the point where the weights were scored: an output is cut off when it is the same for all
+    samples of `inputs`, and was not without masks. It therefore holds for any architecture; a path that
+    none of these samples uses is not seen.
+
+    Args:
+        scoring: the model.
+        masks: a mask by weight name.
+        inputs: a batch of at least two different samples.
     """
+    return tuple(
+        place
+        for place, (dense, masked) in enumerate(
+            zip(_varies(scoring, None, inputs), _varies(scoring, masks, inputs), strict=True)
+        )
+        if dense and not masked
+    )
+
+
+def _varies(scoring: Scoring, masks: Mapping[str, Tensor] | None, inputs: Any) -> list[bool]:
     with torch.no_grad():
-        output = scoring.forward(inputs, masks)
-    shares = []
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 0 and len(leaf) > 1:
-            spread = leaf.amax(0) - leaf.amin(0)
-            shares.append(float((spread > _NOISE * leaf.abs().max()).double().mean()))
-    return shares
+        leaves = pytree.tree_leaves(scoring.forward(inputs, masks))
+    return [isinstance(leaf, Tensor) and _differs_between_samples(leaf) for leaf in leaves]
+
+
+def _differs_between_samples(output: Tensor) -> bool:
+    if not output.is_floating_point() or output.dim() == 0 or len(output) < 2:
+        return False
+    spread = output.amax(0) - output.amin(0)
+    return bool(spread.max() > _NOISE * output.abs().max())

@@ -1,0 +1,310 @@
+"""Checkpoints: a folder with a safetensors file and a JSON file, from which a pruned model is rebuilt.
+
+Nothing in a checkpoint is executed. Where the model is named by a spec of timm or torchvision, the spec
+is enough to build it again; a model that comes from the user's own code has to be named again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fxprune.capture import capture
+from fxprune.errors import CheckpointError
+from fxprune.files import replacing
+from fxprune.model import PrunedModel, PruneRecord
+from fxprune.rewrite import mask_name
+from fxprune.weights import Weights, find_weights
+from fxprune.zoo import ModelSpec, build, runs_user_code
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "fxprune.json"
+_FORMAT = "fxprune checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The JSON file of a checkpoint.
+
+    Attributes:
+        model: the spec that the model was built from; None for a module that was handed over.
+        input_shape: shape of one sample, channels first; None where the model was given no spec.
+        record: how the masks came about.
+        weights: names of the weights that have masks.
+        skipped: reason by parameter that was not pruned.
+        weights_file: name of the safetensors file, in the same folder.
+        sha256: digest of that file.
+        notes: what the commands remember: the data, the history of training.
+    """
+
+    model: ModelSpec | None
+    input_shape: tuple[int, ...] | None
+    record: PruneRecord | None
+    weights: tuple[str, ...]
+    skipped: dict[str, str]
+    weights_file: str
+    sha256: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dicts and lists."""
+        from fxprune import __version__
+
+        return {
+            "format": _FORMAT,
+            "versions": {"fxprune": __version__, "torch": torch.__version__},
+            "model": self.model.to_json() if self.model else None,
+            "input_shape": list(self.input_shape) if self.input_shape else None,
+            "record": self.record.to_json() if self.record else None,
+            "weights": list(self.weights),
+            "skipped": self.skipped,
+            "weights_file": self.weights_file,
+            "sha256": self.sha256,
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Manifest:
+        """Check and convert what `to_json` wrote; raises KeyError, TypeError or ValueError."""
+        file = values["weights_file"]
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"weights_file must name a file of the folder, got {file!r}")
+        shape = values["input_shape"]
+        return cls(
+            None if values["model"] is None else ModelSpec.from_json(values["model"]),
+            None if shape is None else tuple(int(size) for size in shape),
+            None if values["record"] is None else PruneRecord.from_json(values["record"]),
+            tuple(str(name) for name in values["weights"]),
+            {str(name): str(reason) for name, reason in values["skipped"].items()},
+            file,
+            str(values["sha256"]),
+            dict(values["notes"]),
+        )
+
+
+def require_free(folder: Path, *, force: bool = False) -> None:
+    """Refuse a folder that holds something else, and without `force` one that holds a checkpoint.
+
+    Raises:
+        CheckpointError: see above.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder or nothing, got a file; choose another output")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder}: expected an empty folder or a checkpoint of fxprune, got one that holds something else; "
+            "choose another output"
+        )
+    if not force:
+        raise CheckpointError(
+            f"{folder} holds a checkpoint; choose another output, or overwrite it with --force"
+        )
+
+
+def save(
+    pruned: PrunedModel,
+    folder: str | os.PathLike[str],
+    *,
+    model: ModelSpec | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint. One that stands in the folder is replaced in the moment the new one is whole.
+
+    Args:
+        pruned: the model.
+        folder: made if it is missing.
+        model: the spec it was built from, so that `load` can build it again.
+        input_shape: shape of one sample.
+        notes: what else to remember, as JSON values.
+
+    Raises:
+        CheckpointError: the folder holds something else, or cannot be written.
+    """
+    folder = Path(folder)
+    require_free(folder, force=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".weights-{os.getpid()}.tmp"
+        try:
+            save_file(_unshared(pruned.state_dict()), temporary)
+            digest = _digest(temporary)
+            # named by content: until the last step the manifest that stands names the old file
+            final = folder / f"weights-{digest[:12]}.safetensors"
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+        manifest = Manifest(
+            model,
+            input_shape,
+            pruned.record,
+            tuple(weight.name for weight in pruned.weights),
+            dict(pruned.weights.skipped),
+            final.name,
+            digest,
+            dict(notes or {}),
+        )
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest.to_json(), indent=1))
+        for old in folder.glob("weights-*.safetensors"):
+            if old != final:
+                old.unlink()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}; free some space or choose another output"
+        ) from error
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or one that cannot be read.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: expected a checkpoint of fxprune, got a folder without {MANIFEST}")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise ValueError(f"format is not {_FORMAT!r}")
+        return Manifest.from_json(values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the manifest of a checkpoint, got {type(error).__name__}: {error}; "
+            "it was damaged, or written by another version"
+        ) from error
+
+
+def load(
+    folder: str | os.PathLike[str],
+    model: nn.Module | ModelSpec | None = None,
+    example_inputs: tuple[Any, ...] | None = None,
+) -> PrunedModel:
+    """Rebuild the pruned model of a checkpoint: build, capture, put the masks in, load the state.
+
+    Args:
+        folder: the checkpoint.
+        model: the module or spec that was pruned, for a checkpoint whose model is the user's own code;
+            none of that is run unless it is named here. Its parameters are replaced.
+        example_inputs: what the model is called with; by default a batch of the recorded input shape.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not fit the model, or the model or example
+            inputs have to be given.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    state = _read_state(folder, manifest)
+    module, shape = _module(folder, manifest, model)
+    if example_inputs is None:
+        if shape is None:
+            raise CheckpointError(f"{folder} records no input shape; give example_inputs=(x,)")
+        example_inputs = (torch.zeros(2, *shape),)
+    captured = capture(module, example_inputs)
+    weights = _recorded_weights(find_weights(captured), manifest, state, folder)
+    masks = {weight.name: state[mask_name(weight)].bool() for weight in weights}
+    pruned = PrunedModel(captured, weights, masks, manifest.record)
+    _load_state(pruned, state, folder)
+    return pruned
+
+
+def _module(
+    folder: Path, manifest: Manifest, model: nn.Module | ModelSpec | None
+) -> tuple[nn.Module, tuple[int, ...] | None]:
+    if isinstance(model, nn.Module):
+        return model, manifest.input_shape
+    if model is None and manifest.model is None:
+        raise CheckpointError(f"{folder} was saved from a module without a spec; give that module again")
+    spec = model or manifest.model
+    assert spec is not None
+    if model is None and runs_user_code(spec):
+        raise CheckpointError(
+            f"{folder} was saved from {spec.name}, which is code of your own; name the model again to run it"
+        )
+    return build(spec)
+
+
+def _read_state(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    path = folder / manifest.weights_file
+    try:
+        if _digest(path) != manifest.sha256:
+            raise CheckpointError(
+                f"{path}: its digest is not the recorded one; the file was truncated or changed"
+            )
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected the weights of a checkpoint, got {error}") from error
+
+
+def _recorded_weights(
+    weights: Weights, manifest: Manifest, state: Mapping[str, Tensor], folder: Path
+) -> Weights:
+    """The weights of the model that have masks in the checkpoint."""
+    masked = tuple(weight for weight in weights if weight.name in manifest.weights)
+    found = {weight.name for weight in masked if mask_name(weight) in state}
+    missing = [name for name in manifest.weights if name not in found]
+    if missing or not masked:
+        raise CheckpointError(
+            f"{folder} has masks for {len(manifest.weights)} weights, and the model or the file lacks {missing[:3]}; "
+            "was it saved from another model, or captured by another version of torch?"
+        )
+    for weight in masked:
+        shape = tuple(state[mask_name(weight)].shape)
+        if shape != weight.shape:
+            raise CheckpointError(
+                f"{folder}: mask of {weight.name!r}: expected shape {weight.shape}, got {shape}; was it saved "
+                "from another model?"
+            )
+    return Weights(masked, manifest.skipped)
+
+
+def _load_state(pruned: PrunedModel, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Load a state from which `_unshared` left out all but one name of a shared tensor."""
+    own = pruned.state_dict(keep_vars=True)
+    names = {id(tensor): name for name, tensor in own.items() if name in state}
+    full = {name: state[names[id(tensor)]] for name, tensor in own.items() if id(tensor) in names}
+    missing = [name for name in own if name not in full]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [name for name in full if full[name].shape != own[name].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(
+            f"{folder} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}, of another "
+            f"shape {misshapen[:3]}; was it saved from another model?"
+        )
+    dtype = next((t.dtype for t in full.values() if t.is_floating_point()), None)
+    if dtype is not None:
+        pruned.to(dtype)
+    pruned.load_state_dict(full)
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One name for each tensor: safetensors stores no tensor twice, and `_load_state` knows the others."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    for name, tensor in state.items():
+        first.setdefault(
+            (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ()), name
+        )
+    return {name: state[name].contiguous() for name in first.values()}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

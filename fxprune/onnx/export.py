@@ -1,0 +1,192 @@
+"""`export_onnx`: write the folded network as an ONNX file, and let it stand only if it is verified."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import os
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune import operators
+from fxprune.errors import ExportError
+from fxprune.files import replacing
+from fxprune.model import PrunedModel
+from fxprune.onnx.verify import Verification, verify_onnx
+from fxprune.program import Program
+from fxprune.rewrite import fold
+
+logger = logging.getLogger(__name__)
+
+OPSET = 20
+_LIMIT = 2**31  # bytes that a protobuf message can hold
+
+# A view of a transposed tensor is legal or not by its strides, and these change when the exporter
+# decomposes the graph. ONNX knows no strides: the copies below are gone from the file.
+_VIEWS = ("view", "reshape", "_unsafe_view", "flatten")
+
+
+def export_onnx(
+    pruned: PrunedModel,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = OPSET,
+    tolerance: float = 1e-4,
+    metadata: dict[str, str] | None = None,
+) -> Verification:
+    """Write the evaluation graph of `pruned`, its masks folded into its weights, as an ONNX file.
+
+    The file is written beside `path`, verified against the model (`verify_onnx`), and moved to `path`
+    only when every check has passed. The model itself is left as it is, in whatever mode it is.
+
+    Args:
+        pruned: the model, on any device.
+        path: the file to write; one that exists is replaced.
+        opset: version of ONNX's standard operators, 18 or later.
+        tolerance: largest difference between ONNX Runtime and PyTorch, relative to the largest output.
+        metadata: further entries for the file's metadata.
+
+    Raises:
+        ExportError: the graph cannot be written as ONNX, or the file would exceed 2 GB.
+        VerificationError: the file does not do what the model does; nothing is left at `path`.
+    """
+    if opset < 18:
+        raise ExportError(f"opset: expected 18 or later, got {opset}; older ones lack operators used here")
+    target = Path(path)
+    if target.is_dir():
+        raise ExportError(f"{target}: expected a path for a file, got a folder")
+    model = copy.deepcopy(pruned).cpu()
+    proto = _to_onnx(model, opset)
+    for key, value in {**_metadata(model), **(metadata or {})}.items():
+        proto.metadata_props.add(key=key, value=value)
+    if proto.ByteSize() >= _LIMIT:
+        raise ExportError(f"the file would have {proto.ByteSize():,} bytes, more than the 2 GB ONNX can hold")
+    try:
+        with replacing(target) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
+            del proto
+            result = verify_onnx(temporary, model, tolerance=tolerance)
+            result.require()
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {target}: {error.strerror or error}; free some space or choose another path"
+        ) from error
+    logger.info("wrote %s, %d bytes, verified", target, target.stat().st_size)
+    return result
+
+
+def _to_onnx(model: PrunedModel, opset: int) -> Any:
+    program = _root_program(model)
+    folded = fold(model.captured, model.weights)
+    names = _keep_tensor_outputs(folded.graph, program)
+    _make_views_legal(folded.graph)
+    folded.recompile()
+    inputs = tuple(program.sample_inputs(2))
+    batch = {0: torch.export.Dim("batch")}
+    shapes = tuple(
+        None if leaf.shape is None else (batch if None in leaf.shape else {}) for leaf in program.inputs
+    )
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(folded, inputs, dynamic_shapes=shapes, strict=False)
+            written = torch.onnx.export(
+                exported,
+                inputs,
+                dynamo=True,
+                optimize=False,
+                opset_version=opset,
+                input_names=[leaf.name for leaf in program.inputs],
+                output_names=names,
+                verbose=False,
+            )
+            assert written is not None
+            _simplify(written.model)
+            return written.model_proto
+    except Exception as error:  # the exporter raises errors of many classes
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # type: ignore[assignment]
+        raise ExportError(
+            f"torch cannot write this graph as ONNX: {type(cause).__name__}: "
+            f"{str(cause).strip().partition(chr(10))[0]}"
+        ) from error
+
+
+def _root_program(model: PrunedModel) -> Program:
+    region = model.captured.regions.get("")
+    if region is None:
+        raise ExportError("expected a model that is captured whole, got one captured in parts")
+    return region._fxprune["eval"]
+
+
+def _keep_tensor_outputs(graph: fx.Graph, program: Program) -> list[str]:
+    """Drop outputs that are no tensors, which ONNX has no place for; return the names of the rest."""
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    leaves = output.args[0]
+    assert isinstance(leaves, (tuple, list))
+    named = [(name, leaf) for name, leaf in zip(program.output_names, leaves, strict=True)]
+    kept = [(name, leaf) for name, leaf in named if isinstance(leaf, fx.Node) and "shape" in leaf.meta]
+    if not kept:
+        raise ExportError("the model returns no tensor, so there is nothing to export")
+    output.args = (tuple(leaf for _, leaf in kept),)
+    return [name for name, _ in kept]
+
+
+def _make_views_legal(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if operators.name_of(node) in _VIEWS and isinstance(node.args[0], fx.Node):
+            with graph.inserting_before(node):
+                contiguous = graph.call_function(
+                    torch.ops.aten.clone.default,
+                    (node.args[0],),
+                    {"memory_format": torch.contiguous_format},
+                )
+            node.update_arg(0, contiguous)
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and drop what does nothing, and leave every weight as the model has it.
+
+    The exporter's own optimiser also fuses batch normalisations into the weights before them and merges
+    equal weights, so that none could be held against the model any more; runtimes do both when they load.
+    """
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    common.InlinePass()(model)
+    onnxscript.optimizer.fold_constants(model, should_fold=_leave_weights)
+    for simplify in (
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        simplify(model)
+
+
+def _leave_weights(node: Any) -> bool | None:
+    """Keep weights under their names and in their layout, so that the file can be held against the model."""
+    moved = node.op_type in ("Transpose", "Reshape") and node.inputs and node.inputs[0] is not None
+    return (
+        False if moved and node.inputs[0].is_initializer() and len(node.inputs[0].shape or ()) > 1 else None
+    )
+
+
+def _metadata(model: PrunedModel) -> dict[str, str]:
+    from fxprune import __version__
+
+    masks = model.masks
+    facts = {"kept": masks.kept, "prunable": masks.numel, "sparsity": masks.sparsity}
+    return {"fxprune": json.dumps({"version": __version__, "torch": torch.__version__, **facts})}

@@ -1,0 +1,136 @@
+"""`prune`: the stages from a module to a pruned model, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune import criteria
+from fxprune.analysis.connectivity import cut_off
+from fxprune.capture import CapturedModel, capture
+from fxprune.criteria.registry import Score
+from fxprune.data import check_batch, replayable
+from fxprune.errors import CaptureError
+from fxprune.loss import Loss, classification
+from fxprune.masks import Ranking, check_sparsity, cut_alive
+from fxprune.model import PrunedModel, PruneRecord
+from fxprune.saliency import Saliency
+from fxprune.scoring import Batch, prepare
+from fxprune.weights import find_weights
+
+DEFAULT_FLOOR = 0.05
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    data: Iterable[Batch] | None = None,
+    *,
+    sparsity: float,
+    criterion: str | Score = "grasp",
+    example_kwargs: Mapping[str, Any] | None = None,
+    loss_fn: Loss | None = None,
+    temperature: float = 200.0,
+    ranking: Ranking = "global",
+    floor: float = DEFAULT_FLOOR,
+    live: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+) -> PrunedModel:
+    """Prune a module at initialisation and return the sparse network; the module is left as it was.
+
+    ``live=False, floor=0`` gives the GraSP paper to the letter.
+
+    Args:
+        model: any module, on any device.
+        example_inputs: what `model` is called with; by default the inputs of the first batch of `data`.
+        data: batches ``(inputs, targets)`` to score on: a list, a `DataLoader`, any iterable. `inputs` is
+            a tensor, a tuple of positional inputs or a dict of inputs by name. An iterator that can be
+            read once only is kept in memory. All of it is used: give about ten samples a class, balanced
+            (`fxprune.score_batches`), not the whole training set.
+        sparsity: share of the prunable weights to remove, in [0, 1); exact.
+        criterion: name of a criterion (`fxprune.criteria.names`), or a function from `Scoring` to
+            saliencies.
+        example_kwargs: example inputs by keyword.
+        loss_fn: a mean over samples, of the model's output and the targets. Default: cross-entropy of
+            ``logits / temperature``.
+        temperature: divides the logits in the default loss; 200 as in GraSP's official code.
+        ranking: ``"global"`` compares all weights; ``"layer"`` gives each the same sparsity.
+        floor: least density of each weight, as a share of the overall one. It keeps layers from being
+            emptied, and is raised where an output would not depend on the input any more.
+        live: score at the live point (`fxprune.live`), where no branch is closed by its initialisation.
+        include: globs of weight names to prune; all by default.
+        exclude: globs of weight names to leave dense.
+        seed: of whatever is drawn; the same seed, data and machine give the same masks.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        WeightError: a glob matches nothing, or there is nothing to prune.
+        DataError: the data is not batches of inputs and targets, or does not fit the model.
+        ScoreError: the criterion is unknown, or gives a number that is not finite.
+        MaskError: sparsity, ranking or floor is out of range.
+    """
+    check_sparsity(sparsity)
+    chosen = criteria.get(criterion)
+    batches = None if data is None else replayable(data)
+    first = _first_inputs(batches)
+    captured = capture(model, *_example(example_inputs, example_kwargs, first))
+    weights = find_weights(captured).select(include, exclude)
+    loss_fn = loss_fn or classification(temperature)
+    at_live_point = live and chosen.live
+    scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, seed=seed)
+    saliency = Saliency(dict(chosen.score(scoring)))
+    probe = _probe(captured, first)
+    # paths that the initialisation closes are not cut: training opens them
+    seen = scoring if at_live_point else prepare(captured, weights, None, loss_fn, seed=seed)
+    result = cut_alive(
+        saliency, sparsity, lambda masks: not cut_off(seen, masks, probe), ranking=ranking, floor=floor
+    )
+    record = PruneRecord(
+        criterion=chosen.name,
+        sparsity=sparsity,
+        ranking=ranking,
+        floor=floor,
+        floor_used=result.floor,
+        floored=result.floored,
+        live=at_live_point,
+        changes=scoring.changes,
+        zero_share=saliency.zero_share,
+        cut_off=cut_off(seen, result.masks, probe),
+        seed=seed,
+    )
+    return PrunedModel(captured, weights, result.masks, record)
+
+
+def _first_inputs(batches: Iterable[Batch] | None) -> Any:
+    if batches is None:
+        return None
+    inputs, _ = check_batch(next(iter(batches)))
+    return inputs
+
+
+def _example(
+    inputs: Tensor | tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, first: Any
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Example inputs as positional and keyword arguments, from the data if none are given."""
+    if inputs is None and not kwargs:
+        if first is None:
+            raise CaptureError("expected example_inputs or data, got neither; give example_inputs=(x,)")
+        inputs, kwargs = ((), first) if isinstance(first, Mapping) else (first, None)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), kwargs or {}
+    return () if inputs is None else (inputs,), kwargs or {}
+
+
+def _probe(captured: CapturedModel, first: Any) -> Any:
+    """Inputs of at least two different samples: the first batch if it is that, else made-up ones."""
+    sizes = [len(leaf) for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor) and leaf.dim()]
+    if sizes and sizes[0] > 1:
+        return first
+    program = captured.regions[""]._fxprune["train"]
+    args, kwargs = pytree.tree_unflatten(program.sample_inputs(4), program.in_spec)
+    return kwargs if kwargs and not args else tuple(args)
