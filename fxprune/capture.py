@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
@@ -52,7 +52,7 @@ class Region(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Region:
         probe = _probe(self)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if probe is not None:
             moved = fn(probe)
             self._fxprune = {mode: p.retargeted(probe, moved) for mode, p in self._fxprune.items()}
@@ -130,7 +130,7 @@ def capture(
 
 def _require_initialised(module: nn.Module) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise CaptureError(
                 f"{name!r} of a lazy module has no shape yet; run the model once before it is captured"
             )
@@ -187,7 +187,7 @@ def _export(module: nn.Module, inputs: Any, dynamic_shapes: Any, mode: Mode) -> 
         ) from error
 
 
-def _register_dataclasses(module: nn.Module, args: Any, output: Any) -> None:
+def _register_dataclasses(_module: nn.Module, _args: Any, output: Any) -> None:
     """Let outputs that are plain dataclasses pass through torch.export, which asks for registration."""
     known = pytree.SUPPORTED_NODES
     if dataclasses.is_dataclass(output) and not isinstance(output, type) and type(output) not in known:
@@ -288,9 +288,7 @@ def _unlift(
             name = f"_fxprune_{mode}_{spec.target.replace('.', '_')}"
             state.register_buffer(name, exported.constants[spec.target].detach().clone(), persistent=False)
         else:
-            raise CaptureError(
-                f"the model uses {spec.kind.name} {spec.target!r}, which a graph here cannot hold"
-            )
+            raise CaptureError(f"the model uses {spec.kind.name} {spec.target!r}, which a graph here cannot hold")
         if name not in reads:
             with graph.inserting_before(node):
                 reads[name] = graph.create_node(
@@ -300,9 +298,7 @@ def _unlift(
         node.replace_all_uses_with(reads[name])
         graph.erase_node(node)
     _tidy(graph)
-    return Program(
-        graph, signature, tuple(inputs), exported.call_spec.in_spec, exported.call_spec.out_spec, batch
-    )
+    return Program(graph, signature, tuple(inputs), exported.call_spec.in_spec, exported.call_spec.out_spec, batch)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

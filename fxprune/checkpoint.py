@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,7 @@ def require_free(folder: Path, *, force: bool = False) -> None:
             "choose another output"
         )
     if not force:
-        raise CheckpointError(
-            f"{folder} holds a checkpoint; choose another output, or overwrite it with --force"
-        )
+        raise CheckpointError(f"{folder} holds a checkpoint; choose another output, or overwrite it with --force")
 
 
 def save(
@@ -158,8 +156,7 @@ def save(
             digest,
             dict(notes or {}),
         )
-        with replacing(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(manifest.to_json(), indent=1))
+        _write_manifest(folder, manifest)
         for old in folder.glob("weights-*.safetensors"):
             if old != final:
                 old.unlink()
@@ -187,6 +184,26 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         raise CheckpointError(
             f"{path}: expected the manifest of a checkpoint, got {type(error).__name__}: {error}; "
             "it was damaged, or written by another version"
+        ) from error
+
+
+def annotate(folder: str | os.PathLike[str], **notes: Any) -> None:
+    """Add to the notes of a checkpoint, as JSON values.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or cannot be written.
+    """
+    manifest = read_manifest(folder)
+    _write_manifest(Path(folder), replace(manifest, notes={**manifest.notes, **notes}))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    try:
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest.to_json(), indent=1))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error}; free some space or choose another output"
         ) from error
 
 
@@ -243,24 +260,20 @@ def _read_state(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     path = folder / manifest.weights_file
     try:
         if _digest(path) != manifest.sha256:
-            raise CheckpointError(
-                f"{path}: its digest is not the recorded one; the file was truncated or changed"
-            )
+            raise CheckpointError(f"{path}: its digest is not the recorded one; the file was truncated or changed")
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected the weights of a checkpoint, got {error}") from error
 
 
-def _recorded_weights(
-    weights: Weights, manifest: Manifest, state: Mapping[str, Tensor], folder: Path
-) -> Weights:
+def _recorded_weights(weights: Weights, manifest: Manifest, state: Mapping[str, Tensor], folder: Path) -> Weights:
     """The weights of the model that have masks in the checkpoint."""
     masked = tuple(weight for weight in weights if weight.name in manifest.weights)
     found = {weight.name for weight in masked if mask_name(weight) in state}
     missing = [name for name in manifest.weights if name not in found]
     if missing or not masked:
         raise CheckpointError(
-            f"{folder} has masks for {len(manifest.weights)} weights, and the model or the file lacks {missing[:3]}; "
+            f"{folder} has masks for {len(manifest.weights)} weights; the model or the file lacks {missing[:3]}; "
             "was it saved from another model, or captured by another version of torch?"
         )
     for weight in masked:
@@ -296,9 +309,7 @@ def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One name for each tensor: safetensors stores no tensor twice, and `_load_state` knows the others."""
     first: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, tensor in state.items():
-        first.setdefault(
-            (tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ()), name
-        )
+        first.setdefault((tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ()), name)
     return {name: state[name].contiguous() for name in first.values()}
 
 

@@ -49,9 +49,7 @@ def open_branches(scoring: CapturedModel, weights: Weights) -> list[LiveChange]:
         prefix = f"{path}." if path else ""
         parameters = dict(region.named_parameters())
         names = dict.fromkeys(
-            str(node.target)
-            for node in operators.scales(region._fxprune["train"].graph)
-            if node.op == "get_attr"
+            str(node.target) for node in operators.scales(region._fxprune["train"].graph) if node.op == "get_attr"
         )
         for name in names:
             value = parameters.get(name)

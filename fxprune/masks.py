@@ -162,9 +162,7 @@ def cut_alive(
         used = min(1.0, 2 * used)
         masks = cut(saliency, sparsity, ranking=ranking, floor=used)
     if used != floor:
-        logger.warning(
-            "floor raised from %g to %g: below, an output did not depend on the input", floor, used
-        )
+        logger.warning("floor raised from %g to %g: below, an output did not depend on the input", floor, used)
     if not fine:
         logger.warning("an output of the pruned model does not depend on its input (sparsity %g)", sparsity)
     if masks.empty:

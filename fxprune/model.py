@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import CapturedModel
+from fxprune.capture import CapturedModel, Mode
 from fxprune.errors import WeightError
 from fxprune.live import LiveChange
 from fxprune.masks import Masks
@@ -92,12 +92,13 @@ class PrunedModel(nn.Module):
         host = insert_masks(captured, weights, Masks(dict(masks))).host
         # The host's state is this module's state, under the same names. The host itself stays out of
         # the module tree, so that no name gains a prefix.
+        self._fxprune_host: nn.Module
         self.__dict__["_fxprune_host"] = host
         self._parameters, self._buffers, self._modules = host._parameters, host._buffers, host._modules
         self._non_persistent_buffers_set = host._non_persistent_buffers_set
         self.training = host.training
         self.__dict__["weights"], self.__dict__["record"] = weights, record
-        self.register_load_state_dict_pre_hook(_keep_masks)
+        self.register_load_state_dict_pre_hook(_keep_masks)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute what the original computes with its operands masked."""
@@ -138,7 +139,7 @@ class PrunedModel(nn.Module):
         """The tensor that products use for the weight `name`: masked, and computed where it is derived."""
         weight = self.weights[name]
         region = self.captured.regions[weight.region]
-        mode = "eval" if "eval" in weight.sites else "train"
+        mode: Mode = "eval" if "eval" in weight.sites else "train"
         value = operand_value(region, region._fxprune[mode], weight.sites[mode])
         return torch.where(self.masks[name], value, torch.zeros_like(value))
 
@@ -178,9 +179,7 @@ class PrunedModel(nn.Module):
             (mode, site), *_ = weight.sites.items()
             value = operand_value(region, region._fxprune[mode], site, {local: zeroed})
             wanted = self.effective_weight(weight.name)
-            if not (
-                torch.equal(value == 0, wanted == 0) and torch.allclose(value, wanted, rtol=1e-6, atol=0)
-            ):
+            if not (torch.equal(value == 0, wanted == 0) and torch.allclose(value, wanted, rtol=1e-6, atol=0)):
                 return False
         for alias, parameter in own.items():
             if parameter is own[name] and alias in state:

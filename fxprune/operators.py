@@ -142,7 +142,7 @@ def _einsum_macs(node: fx.Node) -> int:
     terms = str(equation).replace(" ", "").partition("->")[0].split(",")
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, operands, strict=True):  # type: ignore[arg-type]
-        shape = list(operand.meta["shape"])  # type: ignore[union-attr]
+        shape = list(operand.meta["shape"])
         head, dots, tail = term.partition("...")
         spread = len(shape) - len(head) - len(tail) if dots else 0
         indices = [*head, *(f".{i - spread}" for i in range(spread)), *tail]
@@ -171,9 +171,7 @@ def scales(graph: fx.Graph) -> Iterator[fx.Node]:
         if name in NORMALISATIONS:
             yield from map(source, _nodes_at(node, NORMALISATIONS[name][:1]))
         elif name == "mul" and node in activations:
-            yield from (
-                origin for origin in map(source, _nodes_at(node, (0, 1))) if origin not in activations
-            )
+            yield from (origin for origin in map(source, _nodes_at(node, (0, 1))) if origin not in activations)
 
 
 def role(node: fx.Node, operand: fx.Node) -> str:
@@ -195,8 +193,4 @@ def role(node: fx.Node, operand: fx.Node) -> str:
         return "joined to activations, as a token is"
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         return f"read inside a block that is captured as one ({name})"
-    return (
-        "returned by the model"
-        if node.op == "output"
-        else f"operand of {name}, which is no product of weights"
-    )
+    return "returned by the model" if node.op == "output" else f"operand of {name}, which is no product of weights"

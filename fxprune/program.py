@@ -109,8 +109,7 @@ class Program:
         tree = pytree.tree_unflatten(range(self.out_spec.num_leaves), self.out_spec)
         paths = [path for path, _ in pytree.tree_leaves_with_path(tree)]
         names = [
-            "_".join(["output"] * (not path or _is_index(path[0])) + [_key(k) for k in path])
-            for path in paths
+            "_".join(["output"] * (not path or _is_index(path[0])) + [_key(k) for k in path]) for path in paths
         ]
         return [re.sub(r"\W", "_", name) for name in names]
 
@@ -182,9 +181,7 @@ def bind(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise CaptureError(
-            f"inputs do not fit forward{signature}: {error}; give what forward takes"
-        ) from error
+        raise CaptureError(f"inputs do not fit forward{signature}: {error}; give what forward takes") from error
     return bound.args, bound.kwargs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -36,11 +36,11 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
         total: number of items; taken from `items` where it has a length.
     """
     console = _console.get()
-    if console is None:
+    if console is None or not console.is_terminal:
         yield from items
         return
     if total is None:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
     task, start = bar.add_task(phase, total=total), time.monotonic()

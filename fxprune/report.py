@@ -102,17 +102,14 @@ class CompressionReport:
         return [self._table(), *self._lines()]
 
     def _table(self) -> Table:
-        table = Table("weight", "shape", "used by", title="Weights", title_justify="left")
-        for name in ("elements", "kept", "sparsity", "MACs", "non-zero"):
-            table.add_column(name, justify="right")
+        table = Table(title="Weights", title_justify="left")
+        table.add_column("weight", overflow="fold")
+        for name in ("shape", "elements", "kept", "sparsity", "MACs", "non-zero"):
+            table.add_column(name, justify="right", no_wrap=name != "shape", overflow="fold")
         for row in self.rows:
-            uses = ", ".join(f"{op} x{n}" if n > 1 else op for op, n in Counter(row.operators).items())
             table.add_row(
-                row.name
-                + (" (derived)" if row.derived else "")
-                + ("" if row.deployed else " (training only)"),
+                row.name + (" (derived)" if row.derived else "") + ("" if row.deployed else " (training only)"),
                 "x".join(map(str, row.shape)),
-                uses,
                 f"{row.numel:,}",
                 f"{row.kept:,}",
                 f"{row.sparsity:.2%}",

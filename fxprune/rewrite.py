@@ -1,4 +1,4 @@
-"""FX passes on a captured model: `insert_masks` puts ``mul(operand, mask)`` in, `fold` bakes it into weights."""
+"""FX passes: `insert_masks` puts ``mul(operand, mask)`` in, `fold` bakes it into the weights."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def check_masks(weights: Weights, masks: Mapping[str, Tensor]) -> None:
     names = {weight.name for weight in weights}
     if names != set(masks):
         odd = sorted(names ^ set(masks))
-        raise MaskError(
-            f"expected one mask for each of {len(names)} weights, got {len(masks)}; see {odd[:4]}"
-        )
+        raise MaskError(f"expected one mask for each of {len(names)} weights, got {len(masks)}; see {odd[:4]}")
     for weight in weights:
         shape = tuple(masks[weight.name].shape)
         if shape != weight.shape:
@@ -79,7 +77,7 @@ def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
         raise ExportError("expected a model that is captured whole, got one captured in parts")
     program = region._fxprune["eval"]
     graph = copy_graph(program.graph)
-    tensors = {node.target: _attribute(region, node.target) for node in state_reads(graph)}
+    tensors = {str(node.target): _attribute(region, str(node.target)) for node in state_reads(graph)}
     folded = {}
     for weight in weights:
         if "eval" not in weight.sites:
@@ -91,14 +89,14 @@ def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
         constant.meta = dict(product.meta)
         product.replace_all_uses_with(constant)
         value = operand_value(region, program, site.name)
-        tensors[constant.target] = torch.where(tensors[mask_name(weight)], value, torch.zeros_like(value))
+        tensors[str(constant.target)] = torch.where(tensors[mask_name(weight)], value, torch.zeros_like(value))
         folded[weight.name] = constant
     graph.eliminate_dead_code()
     for name, constant in folded.items():
         if all(node.target != name for node in state_reads(graph)):
-            tensors[name], constant.target = tensors[constant.target], name
+            tensors[name], constant.target = tensors[str(constant.target)], name
     graph.lint()
-    return fx.GraphModule({node.target: tensors[node.target] for node in state_reads(graph)}, graph)
+    return fx.GraphModule({name: tensors[name] for name in {str(n.target) for n in state_reads(graph)}}, graph)
 
 
 def operand_value(
@@ -148,7 +146,8 @@ def _multiply(masks: Mapping[str, str]) -> Pass:
                 product = graph.call_function(torch.ops.aten.mul.Tensor, (site, read))
             read.meta = {**site.meta, "dtype": torch.bool}
             product.meta = dict(site.meta)
-            site.replace_all_uses_with(product, delete_user_cb=lambda user, own=product: user is not own)
+            for user in [user for user in site.users if user is not product]:
+                user.replace_input_with(site, product)
 
     return change
 

@@ -138,9 +138,7 @@ def prepare(
         prefix = f"{path}." if path else ""
         leaves |= {name: prefix + leaf for name, leaf in _make_leaves(region, sites, values).items()}
     if changes:
-        logger.info(
-            "live point: %d tensors are changed while scoring, the first %s", len(changes), changes[0]
-        )
+        logger.info("live point: %d tensors are changed while scoring, the first %s", len(changes), changes[0])
     return Scoring(scoring.host, leaves, batches, loss_fn, seed, tuple(changes))
 
 

@@ -304,9 +304,7 @@ def _given_shape(spec: ModelSpec) -> Shape:
 
 def _load_file(path: Path, name: str) -> ModuleType:
     if not path.is_file():
-        raise ModelSpecError(
-            f"expected a Python file at {path}, got nothing there; check the path in {name!r}"
-        )
+        raise ModelSpecError(f"expected a Python file at {path}, got nothing there; check the path in {name!r}")
     # One name a path: `dataclasses` and `pickle` look a class's module up in sys.modules.
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     found = importlib.util.spec_from_file_location(f"{USER_PREFIX}{path.stem}_{digest}", path)
@@ -338,11 +336,9 @@ def _import(source: str, name: str) -> ModuleType:
 def _factory(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
     factory = getattr(module, attribute, None)
     if callable(factory):
-        return factory  # type: ignore[no-any-return]
+        return factory
     got = "nothing of that name" if factory is None else f"a {type(factory).__name__}"
-    own = [
-        key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
-    ]
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     raise ModelSpecError(
         f"expected a function or class {attribute!r} for {name}, got {got}; "
         f"there are: {', '.join(sorted(own)) or 'none'}"
@@ -478,8 +474,7 @@ def _unknown_module(source: str, name: str) -> ModelSpecError:
     near = difflib.get_close_matches(source.lower(), LIBRARIES, n=1)
     corrected = [f"{near[0]}:{name.partition(':')[2]}"] if near else []
     return ModelSpecError(
-        f"expected {FORMS}, got {name!r}, and there is no module {source!r} to import; "
-        + _suggestion(corrected)
+        f"expected {FORMS}, got {name!r}, and there is no module {source!r} to import; " + _suggestion(corrected)
     )
 
 

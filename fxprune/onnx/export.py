@@ -179,9 +179,7 @@ def _simplify(model: Any) -> None:
 def _leave_weights(node: Any) -> bool | None:
     """Keep weights under their names and in their layout, so that the file can be held against the model."""
     moved = node.op_type in ("Transpose", "Reshape") and node.inputs and node.inputs[0] is not None
-    return (
-        False if moved and node.inputs[0].is_initializer() and len(node.inputs[0].shape or ()) > 1 else None
-    )
+    return False if moved and node.inputs[0].is_initializer() and len(node.inputs[0].shape or ()) > 1 else None
 
 
 def _metadata(model: PrunedModel) -> dict[str, str]:

@@ -159,9 +159,7 @@ def _differences(
             outputs = program.function(host, *leaves)
         expected = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
         named = {
-            leaf.name: v.numpy()
-            for leaf, v in zip(program.inputs, leaves, strict=True)
-            if isinstance(v, Tensor)
+            leaf.name: v.numpy() for leaf, v in zip(program.inputs, leaves, strict=True) if isinstance(v, Tensor)
         }
         taken = {entry.name for entry in session.get_inputs()}
         found = session.run(None, {name: value for name, value in named.items() if name in taken})

@@ -1,0 +1,285 @@
+"""The command line: parses, calls a stage, prints. `fxprune COMMAND --help` says what each option does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from fxprune import __version__
+from fxprune.errors import FxpruneError, VerificationError
+
+app = typer.Typer(
+    name="fxprune",
+    help="Prune any torch module at initialisation, train it, and export a verified sparse ONNX file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True)
+
+EXIT_CHECK_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, for machines.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint that stands in the folder.")]
+Folder = Annotated[Path, typer.Argument(help="Checkpoint folder, as `fxprune prune -o` wrote it.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+Again = Annotated[
+    Optional[str],  # noqa: UP045  typer reads it at run time, on Python 3.10 too
+    typer.Option("--model", help="Name the model again, if it is code of your own: FILE.py:FACTORY."),
+]
+
+
+def main() -> None:
+    """Entry point; exit codes: 0 done, 1 a check of the exported file failed, 2 bad input, 130 interrupted."""
+    from fxprune.progress import shown_on
+
+    warnings.simplefilter("ignore")  # torch's own; ours go through logging
+    try:
+        with shown_on(err):
+            app()
+    except VerificationError as error:
+        _fail(error, EXIT_CHECK_FAILED)
+    except FxpruneError as error:
+        _fail(error, EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was saved before is whole")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail(error: Exception, code: int) -> None:
+    err.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done and chosen.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Options of every command."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+    handler = RichHandler(console=err, show_time=False, show_path=False)
+    logger = logging.getLogger("fxprune")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Glob, such as 'resnet*' or 'timm:vit_*'.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the timm and torchvision models whose name matches a pattern."""
+    from fxprune.zoo import list_models
+
+    names = list_models(pattern)
+    _print_json(names) if as_json else out.print("\n".join(names), highlight=False)
+    if not names:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FACTORY or PKG.MOD:FACTORY.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
+    sparsity: Annotated[float, typer.Option(help="Share of the prunable weights to remove, in [0, 1).")],
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH or tiny-imagenet:PATH."),
+    ] = None,
+    shape: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--input", help="Shape of one sample, such as 3x32x32; the model's own by default."),
+    ] = None,
+    num_classes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Outputs of the model; as many as the data has classes by default."),
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="How weights are scored: grasp, magnitude, random.")] = "grasp",
+    ranking: Annotated[str, typer.Option(help="global, or layer for the same sparsity everywhere.")] = "global",
+    floor: Annotated[
+        float, typer.Option(help="Least density of a weight, as a share of the overall one; 0 for none.")
+    ] = 0.05,
+    live: Annotated[
+        bool, typer.Option("--live/--no-live", help="Score where no branch is closed by its initialisation.")
+    ] = True,
+    include: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to prune; all.")] = None,  # noqa: UP045
+    exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
+    per_class: Annotated[int, typer.Option(help="Score images of each class.")] = 10,
+    score_batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Score images at a time; as many as hold a million pixels by default."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Divides the logits in the score's loss.")] = 200.0,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a model at its initialisation and save it as a checkpoint."""
+    from fxprune.report import report
+    from fxprune.stages import PruneJob, prune_stage
+    from fxprune.zoo import ModelSpec, parse_shape
+
+    spec = ModelSpec(model, parse_shape(shape) if shape else None, num_classes)
+    job = PruneJob(
+        model=spec,
+        data=data,
+        sparsity=sparsity,
+        criterion=criterion,
+        per_class=per_class,
+        score_batch=score_batch,
+        temperature=temperature,
+        ranking=ranking,
+        floor=floor,
+        live=live,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        seed=seed,
+        device=device,
+    )
+    _print_report(report(prune_stage(job, output, force=force)), as_json)
+    err.print(f"saved in {output}; next: fxprune train {output}", highlight=False)
+
+
+@app.command()
+def train(
+    folder: Folder,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    weight_decay: Annotated[float, typer.Option(help="On weights, not on scales and biases.")] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="cosine, step or constant.")] = "cosine",
+    data: Annotated[Optional[str], typer.Option(help="Data spec; what it was pruned on by default.")] = None,  # noqa: UP045
+    model: Again = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch."""
+    from fxprune.stages import train_stage
+    from fxprune.train import Epoch, TrainConfig
+
+    config = TrainConfig(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        schedule=schedule,  # type: ignore[arg-type]  # checked by TrainConfig
+        seed=seed,
+        device=device,
+    )
+
+    def tell(epoch: Epoch) -> None:
+        err.print(
+            f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, train {epoch.train_accuracy:.2%}, "
+            f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s",
+            highlight=False,
+        )
+
+    history = train_stage(folder, config, data=data, model=_named(model), on_epoch=tell)
+    if as_json:
+        _print_json([epoch.to_json() for epoch in history])
+
+
+@app.command()
+def export(
+    folder: Folder,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--file", "-f", help="ONNX file to write; model.onnx in the folder by default."),
+    ] = None,
+    model: Again = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint to ONNX and verify the file; without a clean verification there is no file."""
+    from fxprune.stages import ONNX_FILE, export_stage
+
+    result = export_stage(folder, file, model=_named(model))
+    _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
+    err.print(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes", highlight=False)
+
+
+@app.command()
+def report(folder: Folder, model: Again = None, as_json: AsJson = False) -> None:
+    """Print what was removed from a checkpoint's model, what is left, and what it costs."""
+    from fxprune.stages import report_stage
+
+    _print_report(report_stage(folder, model=_named(model)), as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        Path, typer.Argument(help="A recipe in TOML, such as model_zoo/recipes/digits-resnet20.toml.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; the recipe's by default.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go through a recipe: prune, train, export, verify, report."""
+    from dataclasses import replace
+
+    from fxprune.stages import RESULTS_FILE, Recipe
+    from fxprune.stages import run as run_recipe
+
+    read = Recipe.read(recipe)
+    read = replace(read, output=output) if output else read
+    result = run_recipe(read, force=force, say=lambda line: err.print(line, highlight=False))
+    if as_json:
+        _print_json(result.to_json())
+        return
+    _print_report(result.report, as_json=False)
+    out.print(_verification_table(result.verification))
+    if result.dense_accuracy is not None:
+        out.print(f"test accuracy, dense network: {result.dense_accuracy:.2%}", highlight=False)
+    out.print(
+        f"test accuracy, pruned network: {result.pruned_accuracy:.2%} "
+        f"({result.untrained_accuracy:.2%} before training)",
+        highlight=False,
+    )
+    out.print(f"everything is in {read.output}, figures in {read.output / RESULTS_FILE}", highlight=False)
+
+
+def _named(model: str | None) -> Any:
+    from fxprune.zoo import ModelSpec
+
+    return ModelSpec(model) if model else None
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _print_report(statistics: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(statistics.to_json())
+        return
+    for part in statistics.renderables():
+        out.print(part, highlight=False)
+
+
+def _verification_table(result: Any) -> Table:
+    table = Table("check", "", "seen", title="Verification of the ONNX file", title_justify="left")
+    for check in result.checks:
+        table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The stages of the command line: each works on a checkpoint folder, and `run` goes through all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxprune import data as data_sets
+from fxprune import zoo
+from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
+from fxprune.errors import CheckpointError, DataError, RecipeError
+from fxprune.files import replacing
+from fxprune.model import PrunedModel
+from fxprune.onnx.verify import Verification
+from fxprune.pipeline import DEFAULT_FLOOR, prune
+from fxprune.report import CompressionReport, report
+from fxprune.train import Epoch, TrainConfig, evaluate, fit
+from fxprune.zoo import ModelSpec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ONNX_FILE = "model.onnx"
+RESULTS_FILE = "results.json"
+
+# Twenty images of 224 x 224, the chunks in which GraSP's official code scores ImageNet; a batch of
+# hundreds at the size of CIFAR.
+_CHUNK_PIXELS = 2**20
+
+
+@dataclass(frozen=True)
+class PruneJob:
+    """What to prune, on what data, and how; the settings are those of `fxprune.prune`.
+
+    Attributes:
+        model: the network. Its number of classes follows the data unless it is given.
+        data: data spec, see `fxprune.data.load`; None for criteria that need none.
+        per_class: score images of each class.
+        score_batch: score images at a time; by default as many as hold a million pixels.
+        device: where to score.
+    """
+
+    model: ModelSpec
+    data: str | None
+    sparsity: float
+    criterion: str = "grasp"
+    per_class: int = 10
+    score_batch: int | None = None
+    temperature: float = 200.0
+    ranking: str = "global"
+    floor: float = DEFAULT_FLOOR
+    live: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model with the number of classes that the data has."""
+        if self.model.num_classes is not None or self.data is None:
+            return self.model
+        return replace(self.model, num_classes=data_sets.num_classes(self.data))
+
+
+def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedModel:
+    """Build the model, prune it at its initialisation, and save it in `folder`."""
+    require_free(folder, force=force)
+    spec = job.spec
+    torch.manual_seed(job.seed)
+    module, shape = zoo.build(spec)
+    module.to(_device(job.device))
+    pruned = prune(
+        module,
+        (torch.zeros(2, *shape, device=_device(job.device)),),
+        _score_data(job, shape),
+        sparsity=job.sparsity,
+        criterion=job.criterion,
+        temperature=job.temperature,
+        ranking=job.ranking,  # type: ignore[arg-type]  # checked where it is used
+        floor=job.floor,
+        live=job.live,
+        include=job.include,
+        exclude=job.exclude,
+        seed=job.seed,
+    ).cpu()
+    save(pruned, folder, model=spec, input_shape=shape, notes={"data": job.data, "training": []})
+    return pruned
+
+
+def _score_data(job: PruneJob, shape: tuple[int, ...]) -> list[Any] | None:
+    if job.data is None:
+        return None
+    images = data_sets.load(job.data, shape)
+    chunk = job.score_batch or max(2, _CHUNK_PIXELS // math.prod(shape[1:]))
+    return data_sets.score_batches(
+        images.score, classes=images.num_classes, per_class=job.per_class, batch_size=chunk, seed=job.seed
+    )
+
+
+def train_stage(
+    folder: Path,
+    config: TrainConfig,
+    *,
+    data: str | None = None,
+    model: ModelSpec | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+) -> list[Epoch]:
+    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch."""
+    pruned, shape, notes = _open(folder, model)
+    images = data_sets.load(_data_spec(folder, data, notes), shape)
+    manifest = read_manifest(folder)
+    done = list(notes.get("training", []))
+
+    def keep(epoch: Epoch) -> None:
+        done.append(epoch.to_json())
+        save(pruned, folder, model=manifest.model, input_shape=shape, notes={**notes, "training": done})
+        on_epoch(epoch)
+
+    notes.pop("export", None)  # an exported file is of the weights before training
+    return fit(pruned, images, replace(config, device=str(_device(config.device))), keep)
+
+
+def export_stage(folder: Path, file: Path | None = None, *, model: ModelSpec | None = None) -> Verification:
+    """Export the model of a checkpoint to an ONNX file, ``model.onnx`` in its folder by default."""
+    from fxprune.onnx.export import export_onnx
+
+    pruned, _, _ = _open(folder, model)
+    target = file or folder / ONNX_FILE
+    result = export_onnx(pruned, target)
+    annotate(folder, export={"file": str(target.resolve()), **result.to_json()})
+    return result
+
+
+def report_stage(folder: Path, *, model: ModelSpec | None = None) -> CompressionReport:
+    """The statistics of a checkpoint, and of its ONNX file if it was exported."""
+    pruned, _, notes = _open(folder, model)
+    file = Path(notes["export"]["file"]) if "export" in notes else None
+    return report(pruned, file if file is not None and file.is_file() else None)
+
+
+def _open(folder: Path, model: ModelSpec | None) -> tuple[PrunedModel, tuple[int, ...], dict[str, Any]]:
+    manifest = read_manifest(folder)
+    if manifest.input_shape is None:
+        raise CheckpointError(f"{folder} was saved from Python without an input shape; use fxprune.load there")
+    if model is not None and manifest.model is not None:
+        recorded = manifest.model  # the name is the caller's word that its code may run
+        model = replace(recorded, name=model.name)
+    return load(folder, model), manifest.input_shape, dict(manifest.notes)
+
+
+def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str:
+    spec = given or notes.get("data")
+    if not isinstance(spec, str):
+        raise DataError(f"{folder} was pruned without data; say what to train on with --data")
+    return spec
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"device: expected cpu, cuda, cuda:N or auto, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device: cuda was asked for, and torch sees no CUDA device here; use cpu or auto")
+    return device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A TOML file: a model, data, and how to prune and train.
+
+    Attributes:
+        job: tables ``[model]``, ``[data]`` and ``[prune]``.
+        train: table ``[train]``.
+        dense_baseline: whether to train the unpruned network too, from the same initialisation.
+        output: folder for everything.
+    """
+
+    job: PruneJob
+    train: TrainConfig = field(default_factory=TrainConfig)
+    dense_baseline: bool = False
+    output: Path = Path("out")
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe; a model's file is found from the recipe's folder, the output from here.
+
+        Raises:
+            RecipeError: the file cannot be read, or says something that no setting is for.
+        """
+        try:
+            tables = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(f"{path}: expected a recipe in TOML, got {error}") from error
+        known = {"model": ("name", "input", "num_classes", "kwargs"), "data": ("name",), "train": None,
+                 "prune": None, "run": ("dense_baseline", "output")}  # fmt: skip
+        _only(path, "tables", tables, known)
+        for name, entries in known.items():
+            table = tables.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f"{path}: expected a table [{name}], got {table!r}")
+            if entries:
+                _only(path, f"[{name}]", table, entries)
+        settings = {f.name for f in fields(PruneJob)} - {"model", "data", "device"}
+        _only(path, "[prune]", tables["prune"], sorted(settings))
+        for table, entry in (("model", "name"), ("prune", "sparsity")):
+            if entry not in tables[table]:
+                raise RecipeError(f"{path}: [{table}] lacks {entry!r}")
+        prune_settings: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()
+        }
+        train = TrainConfig.from_dict({"seed": prune_settings.get("seed", 0), **tables["train"]})
+        job = PruneJob(
+            _model_spec(path, tables["model"]),
+            tables["data"].get("name"),
+            device=train.device,
+            **prune_settings,
+        )
+        run_table = tables["run"]
+        return cls(job, train, bool(run_table.get("dense_baseline")), Path(run_table.get("output", "out")))
+
+
+def _only(path: Path, where: str, given: Mapping[str, Any], known: Any) -> None:
+    for name in given:
+        if name not in known:
+            raise RecipeError(f"{path}: unknown {name!r} in {where}; there are {', '.join(known)}")
+
+
+def _model_spec(path: Path, table: Mapping[str, Any]) -> ModelSpec:
+    name = str(table["name"])
+    file, separator, factory = name.rpartition(":")
+    if separator and file.endswith(".py"):
+        name = f"{(path.parent / file).resolve()}:{factory}"
+    shape = zoo.parse_shape(str(table["input"])) if "input" in table else None
+    return ModelSpec(name, shape, table.get("num_classes"), table.get("kwargs", {}))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a recipe: test accuracies in [0, 1], the file's verification, the statistics."""
+
+    dense_accuracy: float | None
+    untrained_accuracy: float
+    pruned_accuracy: float
+    verification: Verification
+    report: CompressionReport
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dicts and lists."""
+        return {
+            "dense_accuracy": self.dense_accuracy,
+            "untrained_accuracy": self.untrained_accuracy,
+            "pruned_accuracy": self.pruned_accuracy,
+            "verification": self.verification.to_json(),
+            "report": self.report.to_json(),
+        }
+
+
+def run(
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> RunResult:
+    """Go through a recipe: dense baseline, prune, train, export, verify, report.
+
+    Args:
+        recipe: what to do.
+        force: replace a checkpoint that stands in the output folder.
+        say: called with a line when something begins or ends.
+    """
+    folder, job = recipe.output, recipe.job
+    require_free(folder, force=force)
+    if job.data is None:
+        raise RecipeError("a recipe needs [data] with a name, to train on")
+    tell = _teller(say)
+    say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.sparsity:.1%} sparsity")
+    pruned = prune_stage(job, folder, force=force)
+    images = data_sets.load(job.data, read_manifest(folder).input_shape or ())
+    untrained = evaluate(pruned, images)
+    say(f"training the pruned network, {recipe.train.epochs} epochs")
+    history = train_stage(folder, recipe.train, model=job.spec, on_epoch=tell)
+    dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
+    say("exporting and verifying")
+    verification = export_stage(folder, model=job.spec)
+    statistics = report_stage(folder, model=job.spec)
+    result = RunResult(dense, untrained, history[-1].test_accuracy, verification, statistics)
+    with replacing(folder / RESULTS_FILE) as temporary:
+        temporary.write_text(json.dumps(result.to_json(), indent=1))
+    return result
+
+
+def _dense_accuracy(
+    recipe: Recipe, images: Any, say: Callable[[str], None], tell: Callable[[Epoch], None]
+) -> float:
+    say(f"training the dense network, {recipe.train.epochs} epochs")
+    torch.manual_seed(recipe.job.seed)
+    module, _ = zoo.build(recipe.job.spec)
+    config = replace(recipe.train, device=str(_device(recipe.train.device)))
+    return fit(module, images, config, tell)[-1].test_accuracy
+
+
+def _teller(say: Callable[[str], None]) -> Callable[[Epoch], None]:
+    def tell(epoch: Epoch) -> None:
+        say(
+            f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, test accuracy {epoch.test_accuracy:.2%}, "
+            f"{epoch.seconds:.1f} s"
+        )
+
+    return tell
