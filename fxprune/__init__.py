@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fxprune import criteria, errors
+from fxprune.batches import score_batches
 from fxprune.capture import CapturedModel, capture
 from fxprune.checkpoint import load, save
-from fxprune.data import score_batches
 from fxprune.errors import FxpruneError
 from fxprune.masks import Masks, cut
 from fxprune.model import PrunedModel

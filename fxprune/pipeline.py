@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune import criteria
 from fxprune.analysis.connectivity import cut_off
+from fxprune.batches import check_batch, replayable
 from fxprune.capture import CapturedModel, capture
 from fxprune.criteria.registry import Score
-from fxprune.data import check_batch, replayable
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
 from fxprune.masks import Ranking, check_sparsity, cut_alive

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from fxprune import operators
+from fxprune.batches import check_batch
 from fxprune.capture import CapturedModel, Region
-from fxprune.data import check_batch
 from fxprune.errors import DataError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss

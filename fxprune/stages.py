@@ -14,6 +14,7 @@ import torch
 
 from fxprune import data as data_sets
 from fxprune import zoo
+from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
 from fxprune.errors import CheckpointError, DataError, RecipeError
 from fxprune.files import replacing
@@ -102,7 +103,7 @@ def _score_data(job: PruneJob, shape: tuple[int, ...]) -> list[Any] | None:
         return None
     images = data_sets.load(job.data, shape)
     chunk = job.score_batch or max(2, _CHUNK_PIXELS // math.prod(shape[1:]))
-    return data_sets.score_batches(
+    return score_batches(
         images.score, classes=images.num_classes, per_class=job.per_class, batch_size=chunk, seed=job.seed
     )
 

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fxprune.data import ImageData, loader
+from fxprune.batches import loader
+from fxprune.data import ImageData
 from fxprune.errors import TrainError
 from fxprune.loss import classification, find_logits
 from fxprune.progress import track
