@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.program import Input, Program, bind, copy_graph
+from fxprune.program import Input, Program, bind, copy_graph, retarget
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,9 @@ class Region(nn.Module):
         if probe is not None:
             moved = fn(probe)
             self._fxprune = {mode: p.retargeted(probe, moved) for mode, p in self._fxprune.items()}
+            for nested in (child for child in self.children() if isinstance(child, fx.GraphModule)):
+                retarget(nested.graph, probe, moved)
+                nested.recompile()
         return self
 
 
@@ -99,8 +102,8 @@ def capture(
         args: example inputs, positional. Their first dimension is taken for the batch; a batch of one is
             doubled for the capture, since torch specialises graphs to sizes of one.
         kwargs: example inputs by keyword.
-        dynamic_shapes: as in `torch.export.export`, for ``(*args, **kwargs)`` in the order of `forward`'s
-            parameters. Default: the batch dimension may change and everything else is fixed.
+        dynamic_shapes: as in `torch.export.export`. Default: the batch dimension may change and
+            everything else is fixed.
 
     Raises:
         CaptureError: the model cannot be exported; the message quotes torch's reason.
@@ -112,7 +115,8 @@ def capture(
     inputs = bind(signature, tuple(args), dict(kwargs or {}))
     inputs, batch = _with_real_batch(inputs)
     if dynamic_shapes is None:
-        dynamic_shapes = pytree.tree_map(lambda leaf: _dynamic_batch(leaf, batch), inputs)
+        shapes = pytree.tree_map(lambda leaf: _dynamic_batch(leaf, batch), inputs)
+        dynamic_shapes = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     leaves = pytree.tree_leaves(inputs)
     state, names = _copy_state(module)
     programs: dict[Mode, Program] = {}
@@ -163,20 +167,9 @@ def _dynamic_batch(leaf: Any, batch: int) -> dict[int, Any] | None:
 
 def _export(module: nn.Module, inputs: Any, dynamic_shapes: Any, mode: Mode) -> torch.export.ExportedProgram:
     args, kwargs = inputs
-    arg_shapes, kwarg_shapes = dynamic_shapes
-    names = list(inspect.signature(module.forward).parameters.values())
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in names)
-    shapes = (*arg_shapes, *kwarg_shapes.values()) if kwarg_shapes and not variadic else tuple(arg_shapes)
     module.register_forward_hook(_register_dataclasses)
     try:
-        return torch.export.export(
-            module,
-            args,
-            kwargs,
-            dynamic_shapes=shapes,
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=False,
-        )
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch.export raises errors of very many classes
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise CaptureError(

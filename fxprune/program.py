@@ -156,18 +156,21 @@ class Program:
         if (old.device, old.dtype) == (new.device, new.dtype):
             return self
 
-        def move(value: Any) -> Any:
-            if isinstance(value, torch.device) and value.type == old.device.type:
-                return new.device
-            return new.dtype if value is old.dtype else value
+        return self.rewritten(lambda graph: retarget(graph, old, new))
 
-        def change(graph: fx.Graph) -> None:
-            for node in graph.nodes:
-                if node.op == "call_function":
-                    node.args = pytree.tree_map(move, node.args, is_leaf=lambda v: isinstance(v, fx.Node))
-                    node.kwargs = pytree.tree_map(move, node.kwargs, is_leaf=lambda v: isinstance(v, fx.Node))
 
-        return self.rewritten(change)
+def retarget(graph: fx.Graph, old: Tensor, new: Tensor) -> None:
+    """Replace the device and the dtype of `old` by those of `new` in the arguments of calls, in place."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.device) and value.type == old.device.type:
+            return new.device
+        return new.dtype if value is old.dtype else value
+
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = pytree.tree_map(move, node.args, is_leaf=lambda v: isinstance(v, fx.Node))
+            node.kwargs = pytree.tree_map(move, node.kwargs, is_leaf=lambda v: isinstance(v, fx.Node))
 
 
 def bind(

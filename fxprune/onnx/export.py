@@ -89,10 +89,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     _make_views_legal(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
-    batch = {0: torch.export.Dim("batch")}
-    shapes = tuple(
-        None if leaf.shape is None else (batch if None in leaf.shape else {}) for leaf in program.inputs
-    )
+    shapes = tuple(None if leaf.shape is None else _dynamic(leaf.shape) for leaf in program.inputs)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -118,6 +115,12 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
             f"torch cannot write this graph as ONNX: {type(cause).__name__}: "
             f"{str(cause).strip().partition(chr(10))[0]}"
         ) from error
+
+
+def _dynamic(shape: tuple[int | None, ...]) -> dict[int, Any]:
+    """The batch dimension by a name of its own, which the file keeps; others as they turn out."""
+    dim = torch.export.Dim
+    return {i: dim.AUTO if i else dim("batch") for i, size in enumerate(shape) if size is None}
 
 
 def _root_program(model: PrunedModel) -> Program:
