@@ -110,7 +110,9 @@ def prune(
         Optional[int],  # noqa: UP045
         typer.Option(help="Outputs of the model; as many as the data has classes by default."),
     ] = None,
-    criterion: Annotated[str, typer.Option(help="How weights are scored: grasp, magnitude, random.")] = "grasp",
+    criterion: Annotated[
+        str, typer.Option(help="How weights are scored: grasp, snip, synflow, obd, magnitude or random.")
+    ] = "grasp",
     ranking: Annotated[str, typer.Option(help="global, or layer for the same sparsity everywhere.")] = "global",
     floor: Annotated[
         float, typer.Option(help="Least density of a weight, as a share of the overall one; 0 for none.")

@@ -35,37 +35,39 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
     """
     operands = list(scoring.operands.values())
     if scoring.batch_count == 1:
-        ((samples, loss),) = scoring.passes()
+        ((samples, loss, _),) = scoring.passes()
         own = _grad(loss / samples, operands, create_graph=True)
         return _finite(_name(scoring, _product(own, [g.detach() for g in own], operands)), "Hessian product")
-    direction, sizes = _gradient(scoring)
+    direction, samples, marks = _gradient(scoring)
     vector = list(_finite(direction, "gradient").values())
     total = [torch.zeros_like(operand) for operand in operands]
-    seen: list[int] = []
-    for samples, loss in track(scoring.passes(), "Hessian-gradient product", len(sizes)):
-        seen.append(samples)
-        own = _grad(loss / sum(sizes), operands, create_graph=True)
+    seen: list[float] = []
+    for _, loss, mark in track(scoring.passes(), "Hessian-gradient product", len(marks)):
+        seen.append(mark)
+        own = _grad(loss / samples, operands, create_graph=True)
         for sum_, part in zip(total, _product(own, vector, operands), strict=True):
             sum_ += part
-    if seen != sizes:
+    if seen != marks:
         raise DataError(
-            f"data: expected the {len(sizes)} batches of the first pass again, got {len(seen)} of other sizes; "
-            "give a list of batches, or a loader that repeats itself"
+            f"data: expected the {len(marks)} batches of the first pass again, got others ({len(seen)}); give a "
+            "list of batches, or a loader that repeats itself under the same seed"
         )
     return _finite(_name(scoring, total), "Hessian product")
 
 
-def _gradient(scoring: Scoring) -> tuple[dict[str, Tensor], list[int]]:
+def _gradient(scoring: Scoring) -> tuple[dict[str, Tensor], int, list[float]]:
+    """The mean gradient, the number of samples, and the checksum of each batch."""
     operands = list(scoring.operands.values())
     total = [torch.zeros_like(operand) for operand in operands]
-    sizes: list[int] = []
-    for samples, loss in track(scoring.passes(), "gradient"):
-        sizes.append(samples)
+    samples, marks = 0, []
+    for count, loss, mark in track(scoring.passes(), "gradient", scoring.batch_count):
+        samples += count
+        marks.append(mark)
         for sum_, part in zip(total, _grad(loss, operands), strict=True):
             sum_ += part.detach()
     for sum_ in total:
-        sum_ /= sum(sizes)
-    return _name(scoring, total), sizes
+        sum_ /= samples
+    return _name(scoring, total), samples, marks
 
 
 def _grad(value: Tensor, operands: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
@@ -73,6 +75,25 @@ def _grad(value: Tensor, operands: Sequence[Tensor], *, create_graph: bool = Fal
     if not value.requires_grad:
         return [torch.zeros_like(operand) for operand in operands]
     return list(torch.autograd.grad(value, operands, create_graph=create_graph, materialize_grads=True))
+
+
+def fisher(scoring: Scoring) -> dict[str, Tensor]:
+    """Diagonal of the empirical Fisher matrix: the mean over samples of the squared gradient, by weight name.
+
+    Every sample is differentiated on its own, which needs a model without batch statistics: score in
+    evaluation mode.
+
+    Raises:
+        ScoreError: a result is not finite; names the weight.
+    """
+    operands = list(scoring.operands.values())
+    total = [torch.zeros_like(operand) for operand in operands]
+    samples = 0
+    for _, loss, _ in track(scoring.singly().passes(), "Fisher"):
+        samples += 1
+        for sum_, part in zip(total, _grad(loss, operands), strict=True):
+            sum_ += part.square()
+    return _finite({n: t / samples for n, t in _name(scoring, total).items()}, "Fisher diagonal")
 
 
 def _product(gradient: list[Tensor], vector: list[Tensor], operands: list[Tensor]) -> list[Tensor]:

@@ -82,11 +82,15 @@ def prune(
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
-    scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, seed=seed)
+    scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     saliency = Saliency(dict(chosen.score(scoring)))
     probe = _probe(captured, first)
     # paths that the initialisation closes are not cut: training opens them
-    seen = scoring if at_live_point else prepare(captured, weights, None, loss_fn, seed=seed)
+    seen = (
+        scoring
+        if at_live_point and chosen.mode == "train"
+        else prepare(captured, weights, None, loss_fn, seed=seed)
+    )
     result = cut_alive(
         saliency, sparsity, lambda masks: not cut_off(seen, masks, probe), ranking=ranking, floor=floor
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune import operators
 from fxprune.batches import check_batch
-from fxprune.capture import CapturedModel, Region
+from fxprune.capture import CapturedModel, Mode, Region
 from fxprune.errors import DataError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
@@ -40,12 +40,13 @@ class Scoring:
     """What a criterion sees.
 
     Attributes:
-        model: the network, in training mode; it owns its buffers, so batch statistics are free to change.
+        model: the network, in the mode to score in; it owns its buffers, so batch statistics may change.
         leaves: by weight name, the parameter of `model` that products use for the weight.
         batches: pairs of inputs and targets, the same at every pass; None where no data was given.
         loss_fn: loss of output and target, a mean over the samples.
         seed: for criteria that draw.
         changes: what the live point changed.
+        masks: weights that count as zero, by name; None for all kept.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Scoring:
     loss_fn: Loss
     seed: int = 0
     changes: tuple[LiveChange, ...] = ()
+    masks: Mapping[str, Tensor] | None = None
 
     @property
     def operands(self) -> dict[str, Tensor]:
@@ -68,21 +70,25 @@ class Scoring:
         """How many batches there are, if the data says."""
         return len(self.batches) if isinstance(self.batches, Sized) else None
 
-    def forward(self, inputs: Any, masks: Mapping[str, Tensor] | None = None) -> Any:
-        """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name.
+    def forward(self, inputs: Any) -> Any:
+        """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name."""
+        if isinstance(inputs, Mapping):
+            return self.call((), dict(inputs))
+        return self.call(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {})
 
-        Args:
-            inputs: one batch of inputs.
-            masks: weights to remove for this call.
-        """
-        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-        args = args if isinstance(args, (tuple, list)) else (args,)
-        masked = {self.leaves[n]: torch.where(m, self.operands[n], 0.0) for n, m in (masks or {}).items()}
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Output of the masked network."""
+        operands = self.operands
+        masked = {self.leaves[n]: torch.where(m, operands[n], 0.0) for n, m in (self.masks or {}).items()}
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-            return torch.func.functional_call(self.model, masked, tuple(args), kwargs)
+            return torch.func.functional_call(self.model, masked, args, kwargs)
 
-    def passes(self) -> Iterator[tuple[int, Tensor]]:
-        """For each batch, its number of samples and the sum of their losses.
+    def singly(self) -> Scoring:
+        """The same with every sample as a batch of its own."""
+        return replace(self, batches=None if self.batches is None else _Singly(self.batches))
+
+    def passes(self) -> Iterator[tuple[int, Tensor, float]]:
+        """For each batch, its number of samples, the sum of their losses, and a checksum of the data.
 
         Raises:
             DataError: there is no data, or no batch in it.
@@ -91,7 +97,7 @@ class Scoring:
             raise DataError("this criterion needs data: give batches of (inputs, targets)")
         device = next(self.model.parameters()).device
         empty = True
-        with _repeatable(self.seed):
+        with _repeatable(self.seed, self.batches):
             for batch in self.batches:
                 inputs, targets = check_batch(batch)
                 inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
@@ -99,7 +105,7 @@ class Scoring:
                 loss = self.loss_fn(self.forward(inputs), targets)
                 samples = len(targets)
                 empty = False
-                yield samples, loss * samples
+                yield samples, loss * samples, _checksum((inputs, targets))
         if empty:
             raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
 
@@ -111,6 +117,7 @@ def prepare(
     loss_fn: Loss,
     *,
     live: bool = True,
+    mode: Mode = "train",
     seed: int = 0,
 ) -> Scoring:
     """Make a captured model ready for scoring; `captured` itself is left as it is.
@@ -121,35 +128,39 @@ def prepare(
         batches: data to score on, iterated once or twice by a criterion.
         loss_fn: a mean over the samples.
         live: score at the live point; False scores at the initialisation as it is.
+        mode: whether batch normalisation uses the statistics of the score batches, or its own.
         seed: for fresh values of weights that are all zero, and for criteria that draw.
     """
     scoring = captured.alias()
-    scoring.host.train()
+    scoring.host.train(mode == "train")
     scoring.host.requires_grad_(False)
     changes = open_branches(scoring, weights) if live else []
     leaves: dict[str, str] = {}
     for path, region in scoring.regions.items():
         own = [weight for weight in weights if weight.region == path]
-        sites = {weight.name: weight.sites["train"] for weight in own}
-        values = {name: operand_value(region, region._fxprune["train"], site) for name, site in sites.items()}
+        training = region._fxprune["train"]
+        values = {weight.name: operand_value(region, training, weight.sites["train"]) for weight in own}
         for name, drawn in revive(values, seed) if live else ():
             values[name] = drawn
             changes.append(LiveChange(name, "all zero: drawn afresh"))
         prefix = f"{path}." if path else ""
-        leaves |= {name: prefix + leaf for name, leaf in _make_leaves(region, sites, values).items()}
+        sites = {weight.name: weight.sites[mode] for weight in own if mode in weight.sites}
+        attributes = _make_leaves(region, mode, sites, values)
+        leaves |= {name: prefix + attribute for name, attribute in attributes.items()}
     if changes:
         logger.info("live point: %d tensors are changed while scoring, the first %s", len(changes), changes[0])
     return Scoring(scoring.host, leaves, batches, loss_fn, seed, tuple(changes))
 
 
-def _make_leaves(region: Region, sites: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, str]:
+def _make_leaves(
+    region: Region, mode: Mode, sites: Mapping[str, str], values: Mapping[str, Tensor]
+) -> dict[str, str]:
     """Replace each weight's node by a read of a parameter of its own, and fit the graph for scoring."""
-    leaves = {name: f"_fxprune_operand_{i}" for i, name in enumerate(sites)}
+    leaves = {name: f"_fxprune_operand_{i}" for i, name in enumerate(values)}
     for name, attribute in leaves.items():
         region.register_parameter(attribute, nn.Parameter(values[name]))
-    reads = {sites[name]: attribute for name, attribute in leaves.items()}
-    program = region._fxprune["train"].rewritten(_read(reads), expect, make_twice_differentiable)
-    region._fxprune["train"] = program
+    reads = {site: leaves[name] for name, site in sites.items()}
+    region._fxprune[mode] = region._fxprune[mode].rewritten(_read(reads), expect, make_twice_differentiable)
     return leaves
 
 
@@ -212,13 +223,38 @@ def _substitute(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
     graph.erase_node(node)
 
 
+@dataclass(frozen=True)
+class _Singly:
+    """Batches cut into batches of one sample."""
+
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            inputs, targets = check_batch(batch)
+            for i in range(len(targets)):
+                yield pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], inputs), targets[i : i + 1]
+
+
 @contextlib.contextmanager
-def _repeatable(seed: int) -> Iterator[None]:
+def _repeatable(seed: int, batches: object) -> Iterator[None]:
     """Seed the generators, so that a shuffling loader gives the same order again, and put them back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    own = getattr(batches, "generator", None)
+    state = own.get_state() if isinstance(own, torch.Generator) else None
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if state is not None:
+                own.set_state(state)  # type: ignore[union-attr]  # there is a state, so there is a generator
+
+
+def _checksum(batch: Any) -> float:
+    return sum(
+        float(leaf.sum(dtype=torch.float64)) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)
+    )
 
 
 def _to(leaf: Any, device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,15 +31,15 @@ def cut_off(scoring: Scoring, masks: Mapping[str, Tensor], inputs: Any) -> tuple
     return tuple(
         place
         for place, (dense, masked) in enumerate(
-            zip(_varies(scoring, None, inputs), _varies(scoring, masks, inputs), strict=True)
+            zip(_varies(scoring, inputs), _varies(replace(scoring, masks=masks), inputs), strict=True)
         )
         if dense and not masked
     )
 
 
-def _varies(scoring: Scoring, masks: Mapping[str, Tensor] | None, inputs: Any) -> list[bool]:
+def _varies(scoring: Scoring, inputs: Any) -> list[bool]:
     with torch.no_grad():
-        leaves = pytree.tree_leaves(scoring.forward(inputs, masks))
+        leaves = pytree.tree_leaves(scoring.forward(inputs))
     return [isinstance(leaf, Tensor) and _differs_between_samples(leaf) for leaf in leaves]
 
 

@@ -7,7 +7,7 @@ To add one, register a function of a `Scoring`::
         return {name: weight.abs() for name, weight in scoring.operands.items()}
 """
 
-from fxprune.criteria import grasp, magnitude, random
+from fxprune.criteria import grasp, magnitude, obd, random, snip, synflow
 from fxprune.criteria.registry import Criterion, get, names, register
 
-__all__ = ["Criterion", "get", "grasp", "magnitude", "names", "random", "register"]
+__all__ = ["Criterion", "get", "grasp", "magnitude", "names", "obd", "random", "register", "snip", "synflow"]

@@ -8,7 +8,7 @@ from fxprune.criteria.registry import register
 from fxprune.scoring import Scoring
 
 
-@register("magnitude", live=False)
+@register("magnitude", live=False, needs_data=False)
 def magnitude(scoring: Scoring) -> dict[str, Tensor]:
     """|θ|."""
     return {name: operand.detach().abs() for name, operand in scoring.operands.items()}

@@ -9,7 +9,7 @@ from fxprune.criteria.registry import register
 from fxprune.scoring import Scoring
 
 
-@register("random", live=False)
+@register("random", live=False, needs_data=False)
 def random(scoring: Scoring) -> dict[str, Tensor]:
     """Uniform numbers in [0, 1), the same for the same seed on every device."""
     generator = torch.Generator().manual_seed(scoring.seed)

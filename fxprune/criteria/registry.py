@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fxprune.capture import Mode
 from fxprune.errors import ScoreError
 from fxprune.scoring import Scoring
 
@@ -23,18 +24,24 @@ class Criterion:
         score: from a `Scoring` to one tensor a weight, of its shape, higher being kept.
         live: whether it may be computed at the live point (`fxprune.live`). False for what asks for the
             weights as they are.
+        mode: whether it scores with the statistics of the score batches, or with those of a trained model.
+        needs_data: whether it looks at batches.
     """
 
     name: str
     score: Score
     live: bool = True
+    mode: Mode = "train"
+    needs_data: bool = True
 
 
 _criteria: dict[str, Criterion] = {}
 
 
-def register(name: str, *, live: bool = True) -> Callable[[Score], Score]:
-    """Make a function available under `name`, for `prune` and the command line.
+def register(
+    name: str, *, live: bool = True, mode: Mode = "train", needs_data: bool = True
+) -> Callable[[Score], Score]:
+    """Make a function available under `name`, for `prune` and the command line; see `Criterion`.
 
     Raises:
         ScoreError: the name is taken.
@@ -43,7 +50,7 @@ def register(name: str, *, live: bool = True) -> Callable[[Score], Score]:
     def add(score: Score) -> Score:
         if name in _criteria:
             raise ScoreError(f"criterion {name!r} is registered already; choose another name")
-        _criteria[name] = Criterion(name, score, live)
+        _criteria[name] = Criterion(name, score, live, mode, needs_data)
         return score
 
     return add
