@@ -113,7 +113,9 @@ def prune(
     criterion: Annotated[
         str, typer.Option(help="How weights are scored: grasp, snip, synflow, obd, magnitude or random.")
     ] = "grasp",
-    ranking: Annotated[str, typer.Option(help="global, or layer for the same sparsity everywhere.")] = "global",
+    rounds: Annotated[int, typer.Option(help="How often to score and cut; synflow wants 100.")] = 1,
+    schedule: Annotated[str, typer.Option(help="Of the rounds: exponential or linear.")] = "exponential",
+    ranking: Annotated[str, typer.Option(help="global, layer (same density everywhere) or erk.")] = "global",
     floor: Annotated[
         float, typer.Option(help="Least density of a weight, as a share of the overall one; 0 for none.")
     ] = 0.05,
@@ -147,6 +149,8 @@ def prune(
         per_class=per_class,
         score_batch=score_batch,
         temperature=temperature,
+        rounds=rounds,
+        schedule=schedule,
         ranking=ranking,
         floor=floor,
         live=live,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from fxprune.saliency import Saliency
 
 logger = logging.getLogger(__name__)
 
-Ranking = Literal["global", "layer"]
+Ranking = Literal["global", "layer", "erk"]
+Schedule = Literal["exponential", "linear"]
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,48 @@ def kept_count(numel: int, sparsity: float) -> int:
     return numel - math.floor(Fraction(str(float(sparsity))) * numel)
 
 
-def cut(saliency: Saliency, sparsity: float, *, ranking: Ranking = "global", floor: float = 0.0) -> Masks:
+def schedule(sparsity: float, rounds: int, kind: Schedule = "exponential") -> list[float]:
+    """The sparsities of successive rounds, the last being `sparsity`.
+
+    ``"exponential"`` multiplies the density by the same factor each round (SynFlow's schedule),
+    ``"linear"`` removes the same share each round.
+
+    Raises:
+        MaskError: an argument is out of range.
+    """
+    check_sparsity(sparsity)
+    if rounds < 1:
+        raise MaskError(f"rounds: expected at least 1, got {rounds}")
+    if kind not in get_args(Schedule):
+        raise MaskError(f"schedule: expected one of {', '.join(get_args(Schedule))}, got {kind!r}")
+    steps = [i / rounds for i in range(1, rounds)]
+    if kind == "linear":
+        return [sparsity * step for step in steps] + [sparsity]
+    return [1 - (1 - sparsity) ** step for step in steps] + [sparsity]
+
+
+def cut(
+    saliency: Saliency,
+    sparsity: float,
+    *,
+    ranking: Ranking = "global",
+    floor: float = 0.0,
+    within: Mapping[str, Tensor] | None = None,
+) -> Masks:
     """Keep the weights of highest saliency.
 
-    The number kept is exact (`kept_count`). Of equal saliencies the first is kept, in the order of the
-    weights and then of their elements.
+    The number kept over all weights is exact (`kept_count`), whatever the ranking. Of equal saliencies
+    the first is kept, in the order of the weights and then of their elements.
 
     Args:
         saliency: saliency of each weight.
         sparsity: share of the elements to remove, in [0, 1).
-        ranking: ``"global"`` compares all elements; ``"layer"`` cuts each weight to the same sparsity.
+        ranking: ``"global"`` compares all elements. ``"layer"`` gives each weight the same density, to
+            the nearest element; ``"erk"`` a density in proportion to (sum of its sizes / product of its
+            sizes), the Erdős-Rényi kernel of Evci et al. (RigL, ICML 2020).
         floor: least density of each weight as a share of the overall density, in [0, 1]; 0 allows empty
             weights, anything above keeps at least one element of each.
+        within: masks of an earlier round: what they removed stays removed.
 
     Raises:
         MaskError: an argument is out of range, or the floor asks for more than the sparsity leaves.
@@ -114,32 +145,67 @@ def cut(saliency: Saliency, sparsity: float, *, ranking: Ranking = "global", flo
     check_sparsity(sparsity)
     if not 0 <= floor <= 1:
         raise MaskError(f"floor: expected a share of the overall density in [0, 1], got {floor}")
-    if ranking not in ("global", "layer"):
-        raise MaskError(f"ranking: expected 'global' or 'layer', got {ranking!r}")
-    if ranking == "layer":
-        kept = {name: kept_count(values.numel(), sparsity) for name, values in saliency.items()}
-        if floor:
-            kept = {name: max(count, 1) for name, count in kept.items()}
-        return Masks({name: _top({name: values}, kept[name])[name] for name, values in saliency.items()})
-    return _cut_globally(saliency, sparsity, floor)
-
-
-def _cut_globally(saliency: Saliency, sparsity: float, floor: float) -> Masks:
+    if ranking not in get_args(Ranking):
+        raise MaskError(f"ranking: expected one of {', '.join(get_args(Ranking))}, got {ranking!r}")
+    gone = {name: ~within[name].flatten() for name in saliency} if within is not None else {}
+    free = {name: v.numel() - (int(gone[name].sum()) if gone else 0) for name, v in saliency.items()}
     total = kept_count(sum(values.numel() for values in saliency.values()), sparsity)
-    least = {name: math.ceil(floor * (1 - sparsity) * v.numel()) for name, v in saliency.items()}
-    reserved = sum(least.values())
-    if reserved > total:
-        # rounding up costs at most one element a weight: give those back before giving up
-        least = {name: max(1, math.floor(floor * (1 - sparsity) * v.numel())) for name, v in saliency.items()}
-        reserved = sum(least.values())
-    if reserved > total:
+    if total > sum(free.values()):
+        raise MaskError(f"sparsity {sparsity} keeps {total} weights, but earlier rounds left {sum(free.values())}")
+    least = _least(saliency, sparsity, floor, total)
+    counts = {name: min(least[name], free[name]) for name in saliency}
+    if ranking != "global":
+        shapes = {name: tuple(values.shape) for name, values in saliency.items()}
+        counts = _apportion(_shares(shapes, ranking), free, counts, total)
+    reserved = {name: _top({name: v}, counts[name], gone)[name] for name, v in saliency.items()}
+    taken = {name: mask.flatten() | gone[name] if gone else mask.flatten() for name, mask in reserved.items()}
+    rest = _top(saliency, total - sum(counts.values()), taken)
+    return Masks({name: reserved[name] | rest[name] for name in saliency})
+
+
+def _least(saliency: Saliency, sparsity: float, floor: float, total: int) -> dict[str, int]:
+    """How many elements of each weight the floor keeps."""
+    if not floor:
+        return dict.fromkeys(saliency, 0)
+    exact = {name: floor * (1 - sparsity) * values.numel() for name, values in saliency.items()}
+    least = {name: math.ceil(share) for name, share in exact.items()}
+    if sum(least.values()) > total:
+        # rounding up costs up to one element a weight: give those back before giving up
+        least = {name: max(1, math.floor(share)) for name, share in exact.items()}
+    if sum(least.values()) > total:
         raise MaskError(
-            f"floor {floor} keeps at least {reserved} of {sum(v.numel() for v in saliency.values())} weights, "
-            f"but sparsity {sparsity} leaves {total}; lower one of them, or use floor=0"
+            f"floor {floor} keeps at least {sum(least.values())} weights, but sparsity {sparsity} leaves {total}; "
+            "lower one of them, or use floor=0"
         )
-    floored = {name: _top({name: values}, least[name])[name] for name, values in saliency.items()}
-    rest = _top(saliency, total - reserved, exclude=floored)
-    return Masks({name: floored[name] | rest[name] for name in saliency})
+    return least
+
+
+def _shares(shapes: Mapping[str, tuple[int, ...]], ranking: Ranking) -> dict[str, float]:
+    """What the number of elements that each weight keeps is proportional to."""
+    if ranking == "layer":
+        return {name: float(math.prod(shape)) for name, shape in shapes.items()}
+    return {name: float(sum(shape)) for name, shape in shapes.items()}  # density times size
+
+
+def _apportion(
+    shares: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int], total: int
+) -> dict[str, int]:
+    """Whole numbers in proportion to `shares`, within `least` and `most`, that add up to `total`."""
+
+    def bounded(factor: float) -> dict[str, float]:
+        return {name: min(max(share * factor, least[name]), most[name]) for name, share in shares.items()}
+
+    low, high = 0.0, max(most[name] / share for name, share in shares.items())
+    for _ in range(100):  # more halvings than a float has bits
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(bounded(middle).values()) <= total else (low, middle)
+    exact = bounded(low)
+    counts = {name: math.floor(value) for name, value in exact.items()}
+    room = [name for name in exact if counts[name] < most[name]]
+    room.sort(key=lambda name: counts[name] - exact[name])  # largest remainder first, ties in order
+    for name in room[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def cut_alive(
@@ -149,18 +215,19 @@ def cut_alive(
     *,
     ranking: Ranking = "global",
     floor: float = 0.0,
+    within: Mapping[str, Tensor] | None = None,
 ) -> Cut:
     """`cut`, with the floor raised step by step to 1 until `alive` accepts the masks.
 
     A floor of 0 asks for the criterion to the letter: it is kept, and masks that are not alive are
     returned as they are, with a warning.
     """
-    plain = cut(saliency, sparsity, ranking=ranking)
+    plain = cut(saliency, sparsity, ranking=ranking, within=within)
     used = floor
-    masks = cut(saliency, sparsity, ranking=ranking, floor=used) if used else plain
+    masks = cut(saliency, sparsity, ranking=ranking, floor=used, within=within) if used else plain
     while not (fine := alive(masks)) and 0 < used < 1:
         used = min(1.0, 2 * used)
-        masks = cut(saliency, sparsity, ranking=ranking, floor=used)
+        masks = cut(saliency, sparsity, ranking=ranking, floor=used, within=within)
     if used != floor:
         logger.warning("floor raised from %g to %g: below, an output did not depend on the input", floor, used)
     if not fine:
@@ -171,10 +238,10 @@ def cut_alive(
     return Cut(masks, used, floored)
 
 
-def _top(
-    saliency: Mapping[str, Tensor], count: int, exclude: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Masks of the `count` highest elements over all tensors, without those that `exclude` marks.
+def _top(saliency: Mapping[str, Tensor], count: int, exclude: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the `count` highest elements over all tensors.
+
+    `exclude` marks, flat and by name, elements that are out of the running.
 
     The threshold is found digit by digit, as in a radix sort, so that nothing larger than one tensor of
     keys is held in memory and the count is exact.
@@ -182,7 +249,7 @@ def _top(
 
     def keys(name: str) -> Tensor:
         found = _sortable(saliency[name])
-        return found if exclude is None else found[~exclude[name].flatten()]
+        return found[~exclude[name]] if name in exclude else found
 
     prefix, shift, wanted = 0, 64, count
     while shift and wanted:
@@ -205,7 +272,7 @@ def _top(
 
 
 def _at_least(
-    saliency: Mapping[str, Tensor], threshold: int | None, ties: int, exclude: Mapping[str, Tensor] | None
+    saliency: Mapping[str, Tensor], threshold: int | None, ties: int, exclude: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Masks of keys above the threshold, and of the first `ties` equal to it."""
     masks: dict[str, Tensor] = {}
@@ -213,7 +280,7 @@ def _at_least(
         mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
         if threshold is not None:
             key = _sortable(values)
-            free = torch.ones_like(mask) if exclude is None else ~exclude[name].flatten()
+            free = ~exclude[name] if name in exclude else torch.ones_like(mask)
             mask = (key > threshold) & free
             equal = ((key == threshold) & free).nonzero()[:ties, 0]
             mask[equal] = True

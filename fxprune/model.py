@@ -24,7 +24,8 @@ class PruneRecord:
     Attributes:
         criterion: name of the criterion.
         sparsity: the sparsity asked for.
-        ranking: ``"global"`` or ``"layer"``.
+        rounds: how often the weights were scored.
+        ranking: how densities were spread: ``"global"``, ``"layer"`` or ``"erk"``.
         floor: the floor asked for, a share of the overall density.
         floor_used: the floor that was needed for every output to depend on the input.
         floored: weights of which the floor kept more than the ranking alone.
@@ -37,6 +38,7 @@ class PruneRecord:
 
     criterion: str
     sparsity: float
+    rounds: int
     ranking: str
     floor: float
     floor_used: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from fxprune.capture import CapturedModel, capture
 from fxprune.criteria.registry import Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
-from fxprune.masks import Ranking, check_sparsity, cut_alive
+from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_alive
+from fxprune.masks import schedule as schedule_of
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.saliency import Saliency
 from fxprune.scoring import Batch, prepare
@@ -34,6 +36,8 @@ def prune(
     example_kwargs: Mapping[str, Any] | None = None,
     loss_fn: Loss | None = None,
     temperature: float = 200.0,
+    rounds: int = 1,
+    schedule: Schedule = "exponential",
     ranking: Ranking = "global",
     floor: float = DEFAULT_FLOOR,
     live: bool = True,
@@ -59,7 +63,11 @@ def prune(
         loss_fn: a mean over samples, of the model's output and the targets. Default: cross-entropy of
             ``logits / temperature``.
         temperature: divides the logits in the default loss; 200 as in GraSP's official code.
-        ranking: ``"global"`` compares all weights; ``"layer"`` gives each the same sparsity.
+        rounds: how often to score and cut; each round scores what the one before it left. SynFlow wants
+            100, the others are meant for one.
+        schedule: of the sparsity over the rounds, ``"exponential"`` or ``"linear"``.
+        ranking: ``"global"`` compares all weights; ``"layer"`` gives each the same density, ``"erk"`` that of
+            the Erdős-Rényi kernel.
         floor: least density of each weight, as a share of the overall one. It keeps layers from being
             emptied, and is raised where an output would not depend on the input any more.
         live: score at the live point (`fxprune.live`), where no branch is closed by its initialisation.
@@ -83,7 +91,11 @@ def prune(
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
-    saliency = Saliency(dict(chosen.score(scoring)))
+    masks: Masks | None = None
+    for step in schedule_of(sparsity, rounds, schedule):
+        saliency = Saliency(dict(chosen.score(replace(scoring, masks=masks))))
+        if step < sparsity:
+            masks = cut(saliency, step, ranking=ranking, floor=floor, within=masks)
     probe = _probe(captured, first)
     # paths that the initialisation closes are not cut: training opens them
     seen = (
@@ -92,11 +104,17 @@ def prune(
         else prepare(captured, weights, None, loss_fn, seed=seed)
     )
     result = cut_alive(
-        saliency, sparsity, lambda masks: not cut_off(seen, masks, probe), ranking=ranking, floor=floor
+        saliency,
+        sparsity,
+        lambda masks: not cut_off(seen, masks, probe),
+        ranking=ranking,
+        floor=floor,
+        within=masks,
     )
     record = PruneRecord(
         criterion=chosen.name,
         sparsity=sparsity,
+        rounds=rounds,
         ranking=ranking,
         floor=floor,
         floor_used=result.floor,

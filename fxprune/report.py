@@ -139,7 +139,7 @@ class CompressionReport:
         record = self.record
         assert record is not None
         lines = [
-            f"masks: {record.criterion}, {record.ranking} ranking, seed {record.seed}; "
+            f"masks: {record.criterion}, {record.rounds} rounds, {record.ranking} ranking, seed {record.seed}; "
             f"{record.zero_share:.2%} of the saliencies are exactly zero"
         ]
         if record.changes:

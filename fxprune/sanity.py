@@ -1,0 +1,47 @@
+"""Sanity checks of a mask: what is left of its merit when its choice, or its weights, are scrambled?
+
+Su et al. (NeurIPS 2020) and Frankle et al. (Pruning Neural Networks at Initialization: Why Are We Missing
+the Mark?, ICLR 2021) find that masks made at initialisation often train as well after their elements are
+shuffled within each layer, and after the weights are drawn anew: what counts is how many weights each layer
+keeps. A criterion that means what it says is hurt by its reversal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fxprune.masks import Masks
+from fxprune.model import PrunedModel
+from fxprune.saliency import Saliency
+
+
+def invert(saliency: Saliency) -> Saliency:
+    """The reversed order: keep what the criterion would remove first."""
+    return Saliency({name: -values for name, values in saliency.items()})
+
+
+def shuffle(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
+    """Each mask with its elements in random order; every weight keeps as many as before."""
+    generator = torch.Generator().manual_seed(seed)
+    return Masks({name: _permuted(mask, generator) for name, mask in masks.items()})
+
+
+def reinitialise(pruned: PrunedModel, seed: int = 0) -> None:
+    """Put the elements of each prunable weight's parameters in random order, in place.
+
+    That draws weights anew from the very distribution they had, whatever the model's initialisation is.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(pruned.named_parameters(remove_duplicate=False))
+    names = dict.fromkeys(weight.parameters[0] for weight in pruned.weights)
+    with torch.no_grad():
+        for name in names:
+            parameters[name].copy_(_permuted(parameters[name], generator))
+
+
+def _permuted(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+    return tensor.detach().flatten()[order].view(tensor.shape)
