@@ -1,0 +1,283 @@
+"""The command line, in this process: what is printed, what is written, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from fxprune import cli
+from fxprune.pipeline import DEFAULT_FLOOR
+from fxprune.stages import PruneJob
+from fxprune.zoo import ModelSpec
+
+ROOT = Path(__file__).parent.parent
+NET = """
+from torch import nn
+
+def make_net(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 3 * 3, num_classes),
+    )
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:make_net"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call `fxprune ARGUMENTS`; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
+        # rich looks at the streams when it is made
+        monkeypatch.setattr(cli, "out", cli.Console(width=120))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=400))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def pruned(run, net: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    code, _, err = run(
+        "prune", net, "--input", "1x8x8", "--sparsity", "0.8", "--data", "digits", "-o", str(folder)
+    )
+    assert code == 0, err
+    return folder
+
+
+def test_prune_train_export_report(run, net: str, pruned: Path) -> None:
+    code, out, _ = run("report", str(pruned), "--model", net, "--json")
+    before = json.loads(out)
+    assert code == 0
+    assert before["totals"]["kept"] == before["totals"]["prunable"] - int(0.8 * before["totals"]["prunable"])
+    assert before["record"]["criterion"] == "grasp"
+    code, out, _ = run("train", str(pruned), "--model", net, "--epochs", "8", "--json")
+    history = json.loads(out)
+    assert code == 0
+    assert len(history) == 8
+    assert history[-1]["test_accuracy"] > 0.5
+    code, out, _ = run("export", str(pruned), "--model", net, "--json")
+    assert code == 0
+    assert json.loads(out)["passed"]
+    onnx.checker.check_model(onnx.load(pruned / "model.onnx"))
+    code, out, _ = run("report", str(pruned), "--model", net)
+    assert code == 0
+    assert f"{(pruned / 'model.onnx').stat().st_size:,} in the ONNX file" in " ".join(out.split())
+
+
+def test_training_goes_on_where_it_stopped_and_forgets_the_file_exported_before(run, net, pruned: Path) -> None:
+    run("train", str(pruned), "--model", net, "--epochs", "1")
+    run("export", str(pruned), "--model", net)
+    run("train", str(pruned), "--model", net, "--epochs", "1")
+    notes = json.loads((pruned / "fxprune.json").read_text())["notes"]
+    assert len(notes["training"]) == 2
+    assert "export" not in notes
+
+
+def test_code_of_the_user_runs_only_when_it_is_named_again(run, pruned: Path) -> None:
+    for command in ("report", "train", "export"):
+        code, _, err = run(command, str(pruned))
+        assert code == 2
+        assert "name the model again" in err
+
+
+def test_a_standing_checkpoint_is_replaced_by_force_only(run, net: str, pruned: Path) -> None:
+    again = ("prune", net, "--input", "1x8x8", "--sparsity", "0.5", "--data", "digits", "-o", str(pruned))
+    manifest = (pruned / "fxprune.json").read_text()
+    code, _, err = run(*again)
+    assert code == 2
+    assert "--force" in err
+    assert (pruned / "fxprune.json").read_text() == manifest
+    code, _, _ = run(*again, "--force")
+    assert code == 0
+    assert (pruned / "fxprune.json").read_text() != manifest
+
+
+def test_the_same_seed_gives_the_same_bytes(run, net: str, tmp_path: Path) -> None:
+    def digest(folder: str, seed: str) -> str:
+        target = str(tmp_path / folder)
+        run(
+            "prune", net, "--input", "1x8x8", "--sparsity", "0.8", "--data", "digits", "-o", target, "--seed", seed
+        )
+        return str(json.loads((tmp_path / folder / "fxprune.json").read_text())["sha256"])
+
+    assert digest("a", "1") == digest("b", "1") != digest("c", "2")
+
+
+def test_models_lists_names_and_fails_where_nothing_matches(run) -> None:
+    code, out, _ = run("models", "*:resnet18")
+    assert (code, out.split()) == (0, ["timm:resnet18", "torchvision:resnet18"])
+    code, out, _ = run("models", "nosuchmodel*", "--json")
+    assert (code, json.loads(out)) == (2, [])
+
+
+def test_version_and_help(run) -> None:
+    code, out, _ = run("--version")
+    assert (code, out.strip()) == (0, "0.1.0")
+    code, out, _ = run("--help")
+    assert code in (0, 2)
+    assert "prune" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": "timm:resnet81"}, "resnet18"),
+        ({"model": "resnet18"}, "timm:resnet18"),
+        ({"model": "nosuch.py:make"}, "nosuch.py"),
+        ({"--sparsity": "1"}, "below 1, got 1"),
+        ({"--sparsity": "-0.1"}, "at least 0"),
+        ({"--criterion": "grap"}, "did you mean 'grasp'"),
+        ({"--ranking": "channel"}, "expected one of global, layer, erk, got 'channel'"),
+        ({"--floor": "2"}, "floor: expected"),
+        ({"--data": "digit"}, "digits"),
+        ({"--data": "imagefolder:/nosuch"}, "/nosuch"),
+        ({"--input": "8by8"}, "8by8"),
+        ({"--input": "3x8x8"}, "channels"),
+        ({"--num-classes": "5"}, "expected classes 0 to 4"),
+        ({"--exclude": "nosuch*"}, "matches no prunable weight"),
+        ({"--per-class": "1000"}, "1000"),
+        ({"--device": "gpu"}, "expected cpu, cuda"),
+        ({"--rounds": "0"}, "rounds: expected at least 1"),
+        ({"--schedule": "cubic"}, "expected one of exponential, linear"),
+        ({"--temperature": "0"}, "temperature: expected a positive number"),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, net: str, tmp_path: Path, change: dict[str, str], says: str):
+    options = {"--input": "1x8x8", "--sparsity": "0.8", "--data": "digits", "-o": str(tmp_path / "out")}
+    options |= {key: value for key, value in change.items() if key != "model"}
+    code, out, err = run("prune", change.get("model", net), *(part for pair in options.items() for part in pair))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "train", "export"])
+def test_what_is_no_checkpoint_is_refused(run, tmp_path: Path, command: str) -> None:
+    code, _, err = run(command, str(tmp_path))
+    assert code == 2
+    assert "expected a checkpoint" in err
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(run, net: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("dear to me")
+    code, _, err = run("prune", net, "--input", "1x8x8", "--sparsity", "0.8", "-o", str(tmp_path), "--force")
+    assert code == 2
+    assert "holds something else" in err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["net.py", "thesis.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(run, net: str, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    target = str(tmp_path / "locked" / "out")
+    code, _, err = run(
+        "prune", net, "--input", "1x8x8", "--sparsity", "0.8", "--criterion", "random", "-o", target
+    )
+    assert code == 2
+    assert "cannot write" in err
+
+
+def test_an_output_below_a_file_is_refused(run, net: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = str(tmp_path / "file" / "out")
+    code, _, err = run(
+        "prune", net, "--input", "1x8x8", "--sparsity", "0.8", "--criterion", "random", "-o", target
+    )
+    assert code == 2
+    assert "cannot write" in err
+
+
+RECIPE = """
+[model]
+name = "net.py:make_net"
+input = "1x8x8"
+[data]
+name = "digits"
+[prune]
+sparsity = 0.8
+per_class = 5
+[train]
+epochs = 1
+[run]
+dense_baseline = true
+"""
+
+
+def test_a_recipe_goes_all_the_way(run, net: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    out_folder = tmp_path / "run"
+    code, out, err = run("run", str(tmp_path / "recipe.toml"), "-o", str(out_folder))
+    assert code == 0, err
+    results = json.loads((out_folder / "results.json").read_text())
+    assert 0 < results["dense_accuracy"] <= 1
+    assert 0 < results["pruned_accuracy"] <= 1
+    assert results["verification"]["passed"]
+    assert f"test accuracy, dense network: {results['dense_accuracy']:.2%}" in out
+    assert (out_folder / "model.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("sparsity = 0.8", "", "[prune] lacks 'sparsity'"),
+        ("epochs = 1", "epoch = 1", "unknown training setting 'epoch'"),
+        ("epochs = 1", "epochs = 0", "epochs: expected a positive integer"),
+        ("[data]", "[date]", "unknown 'date' in tables"),
+        ("per_class", "perclass", "unknown 'perclass' in [prune]"),
+        ("[model]", "[model", "expected a recipe in TOML"),
+        ('name = "digits"', "", "needs [data]"),
+        ('input = "1x8x8"', 'input = "many"', "many"),
+    ],
+)
+def test_a_recipe_with_a_mistake(run, net: str, tmp_path: Path, old: str, new: str, says: str) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace(old, new, 1))
+    code, _, err = run("run", str(tmp_path / "recipe.toml"), "-o", str(tmp_path / "run"))
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_and_python_share_their_defaults() -> None:
+    job = PruneJob(ModelSpec("timm:resnet18"), None, 0.5)
+    defaults = {name: p.default for name, p in __import__("inspect").signature(cli.prune).parameters.items()}
+    assert defaults["floor"] == job.floor == DEFAULT_FLOOR
+    for name in (
+        "criterion",
+        "ranking",
+        "rounds",
+        "schedule",
+        "per_class",
+        "temperature",
+        "live",
+        "seed",
+        "device",
+    ):
+        assert defaults[name] == getattr(job, name), name
+
+
+def test_the_readme_names_only_options_that_exist(run) -> None:
+    text = (ROOT / "README.md").read_text()
+    for line in re.findall(r"^fxprune .*", text, re.MULTILINE):
+        _, command, *rest = line.partition("#")[0].split()
+        _, out, _ = run(command, "--help")
+        for option in (part for part in rest if part.startswith("-")):
+            assert option in out, f"{option} of `{line}`"
