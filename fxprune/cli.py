@@ -124,6 +124,10 @@ def prune(
     ] = True,
     include: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to prune; all.")] = None,  # noqa: UP045
     exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
+    sanity: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Scramble on purpose: invert, shuffle or reinitialise."),
+    ] = None,
     per_class: Annotated[int, typer.Option(help="Score images of each class.")] = 10,
     score_batch: Annotated[
         Optional[int],  # noqa: UP045
@@ -156,6 +160,7 @@ def prune(
         live=live,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        sanity=sanity,
         seed=seed,
         device=device,
     )

@@ -16,11 +16,15 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 def classification(temperature: float = 200.0) -> Loss:
-    """Cross-entropy of ``logits / temperature``.
+    """Cross-entropy of ``logits / temperature``, or the losses that the model itself returns.
 
     GraSP's official code divides by 200: at initialisation that keeps the softmax near uniform, so that
     no sample dominates. Auxiliary logits of the same shape, which GoogLeNet and distilled transformers
     return while training, count 0.3, as GoogLeNet's authors weigh them.
+
+    A model that returns only scalars by name, as torchvision's detectors do while training, or a scalar
+    called ``loss``, as those of transformers do when they are given labels, is taken at its word: the sum
+    of these is the loss.
 
     Raises:
         ScoreError: the temperature is not positive, or the model returns no logits.
@@ -30,6 +34,9 @@ def classification(temperature: float = 200.0) -> Loss:
         raise ScoreError(f"temperature: expected a positive number, got {temperature}")
 
     def loss(output: Any, target: Tensor) -> Tensor:
+        own = _own_losses(output)
+        if own:
+            return torch.stack(own).sum()
         logits, *auxiliary = find_logits(output)
         _require_classes(target, logits.shape[1])
         total = F.cross_entropy(logits / temperature, target)
@@ -38,6 +45,19 @@ def classification(temperature: float = 200.0) -> Loss:
         return total
 
     return loss
+
+
+def _own_losses(output: Any) -> list[Tensor]:
+    """The losses in the output of a model that computes them itself."""
+    named = output if isinstance(output, dict) else getattr(output, "__dict__", {})
+    if _is_scalar(named.get("loss")):
+        return [named["loss"]]
+    values = list(output.values()) if isinstance(output, dict) else []
+    return values if values and all(_is_scalar(value) for value in values) else []
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()
 
 
 def find_logits(output: Any) -> list[Tensor]:

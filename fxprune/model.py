@@ -33,6 +33,7 @@ class PruneRecord:
         changes: what the live point changed while scoring.
         zero_share: share of the saliencies that were exactly zero.
         cut_off: places of the outputs, in flat order, that no longer depend on the input.
+        sanity: name of the sanity check that the masks or the weights went through, if any.
         seed: seed of whatever was drawn.
     """
 
@@ -47,6 +48,7 @@ class PruneRecord:
     changes: tuple[LiveChange, ...]
     zero_share: float
     cut_off: tuple[int, ...]
+    sanity: str | None
     seed: int
 
     def to_json(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_ali
 from fxprune.masks import schedule as schedule_of
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.saliency import Saliency
+from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
 from fxprune.scoring import Batch, prepare
 from fxprune.weights import find_weights
 
@@ -43,6 +44,7 @@ def prune(
     live: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    sanity: Sanity | None = None,
     seed: int = 0,
 ) -> PrunedModel:
     """Prune a module at initialisation and return the sparse network; the module is left as it was.
@@ -73,6 +75,8 @@ def prune(
         live: score at the live point (`fxprune.live`), where no branch is closed by its initialisation.
         include: globs of weight names to prune; all by default.
         exclude: globs of weight names to leave dense.
+        sanity: a check of the masks' merit (`fxprune.sanity`): ``"invert"`` keeps what the criterion would
+            remove first, ``"shuffle"`` shuffles each mask, ``"reinitialise"`` draws the weights anew.
         seed: of whatever is drawn; the same seed, data and machine give the same masks.
 
     Raises:
@@ -83,6 +87,7 @@ def prune(
         MaskError: sparsity, ranking or floor is out of range.
     """
     check_sparsity(sparsity)
+    check_sanity(sanity)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)
     first = _first_inputs(batches)
@@ -94,6 +99,7 @@ def prune(
     masks: Masks | None = None
     for step in schedule_of(sparsity, rounds, schedule):
         saliency = Saliency(dict(chosen.score(replace(scoring, masks=masks))))
+        saliency = invert(saliency) if sanity == "invert" else saliency
         if step < sparsity:
             masks = cut(saliency, step, ranking=ranking, floor=floor, within=masks)
     probe = _probe(captured, first)
@@ -111,6 +117,7 @@ def prune(
         floor=floor,
         within=masks,
     )
+    masks = shuffle(result.masks, seed) if sanity == "shuffle" else result.masks
     record = PruneRecord(
         criterion=chosen.name,
         sparsity=sparsity,
@@ -122,10 +129,14 @@ def prune(
         live=at_live_point,
         changes=scoring.changes,
         zero_share=saliency.zero_share,
-        cut_off=cut_off(seen, result.masks, probe),
+        cut_off=cut_off(seen, masks, probe),
+        sanity=sanity,
         seed=seed,
     )
-    return PrunedModel(captured, weights, result.masks, record)
+    pruned = PrunedModel(captured, weights, masks, record)
+    if sanity == "reinitialise":
+        reinitialise(pruned, seed)
+    return pruned
 
 
 def _first_inputs(batches: Iterable[Batch] | None) -> Any:

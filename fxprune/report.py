@@ -142,6 +142,8 @@ class CompressionReport:
             f"masks: {record.criterion}, {record.rounds} rounds, {record.ranking} ranking, seed {record.seed}; "
             f"{record.zero_share:.2%} of the saliencies are exactly zero"
         ]
+        if record.sanity:
+            lines.append(f"sanity check: {record.sanity}")
         if record.changes:
             names = ", ".join(f"{change.name} ({change.change})" for change in record.changes[:3])
             lines.append(f"live point: changed while scoring: {len(record.changes)} tensors: {names}")

@@ -9,13 +9,23 @@ keeps. A criterion that means what it says is hurt by its reversal.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from fxprune.errors import MaskError
 from fxprune.masks import Masks
 from fxprune.model import PrunedModel
 from fxprune.saliency import Saliency
+
+Sanity = Literal["invert", "shuffle", "reinitialise"]
+
+
+def check_sanity(name: str | None) -> None:
+    """Raise `MaskError` unless `name` is None or the name of a check."""
+    if name is not None and name not in get_args(Sanity):
+        raise MaskError(f"sanity: expected one of {', '.join(get_args(Sanity))}, got {name!r}")
 
 
 def invert(saliency: Saliency) -> Saliency:

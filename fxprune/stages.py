@@ -64,6 +64,7 @@ class PruneJob:
     live: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    sanity: str | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -96,6 +97,7 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
         live=job.live,
         include=job.include,
         exclude=job.exclude,
+        sanity=job.sanity,  # type: ignore[arg-type]
         seed=job.seed,
     ).cpu()
     save(pruned, folder, model=spec, input_shape=shape, notes={"data": job.data, "training": []})
