@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from fxprune import memory
 from fxprune.errors import DataError
 from fxprune.progress import track
 from fxprune.saliency import require_finite
 from fxprune.scoring import Scoring
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SHARE = 0.6  # of the free memory, for graphs that wait: other processes need some, and so do peaks
 
 
 def gradient(scoring: Scoring) -> dict[str, Tensor]:
@@ -25,49 +35,101 @@ def gradient(scoring: Scoring) -> dict[str, Tensor]:
 def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
     """H g by weight name, exact: g the gradient of the mean loss, H its Hessian over the weights.
 
-    Double backward: the gradient is differentiated once more, in the direction of itself. With a single
-    batch one forward pass serves both; with several, a first pass over the data gives g and a second
-    sums the products of the batches, since H is the sum of theirs.
+    Double backward: the gradient is differentiated once more, in the direction of itself, batch by batch,
+    since H is the sum of the batches' Hessians. The direction is known only after all batches: the
+    graph of a batch's gradient waits for it in memory while the budget lasts (9 units of a forward pass),
+    and the batches after that are computed again (12 units).
 
     Raises:
         DataError: the data of the second pass is not that of the first.
         ScoreError: a result is not finite; names the weight.
     """
     operands = list(scoring.operands.values())
-    if scoring.batch_count == 1:
-        ((samples, loss, _),) = scoring.passes()
-        own = _grad(loss / samples, operands, create_graph=True)
-        return _finite(_name(scoring, _product(own, [g.detach() for g in own], operands)), "Hessian product")
-    direction, samples, marks = _gradient(scoring)
+    waiting = _Waiting(scoring)
+    direction, samples, marks = _gradient(scoring, waiting)
     vector = list(_finite(direction, "gradient").values())
+    kept = len(waiting.gradients)
+    logger.info("Hessian-gradient product: the graphs of %d of %d batches were kept", kept, len(marks))
     total = [torch.zeros_like(operand) for operand in operands]
-    seen: list[float] = []
-    for _, loss, mark in track(scoring.passes(), "Hessian-gradient product", len(marks)):
-        seen.append(mark)
-        own = _grad(loss / samples, operands, create_graph=True)
+    again = (_grad(loss, operands, create_graph=True) for loss in _repeated(scoring, marks, kept))
+    for own in track(chain(_emptied(waiting.gradients), again), "Hessian-gradient product", len(marks)):
         for sum_, part in zip(total, _product(own, vector, operands), strict=True):
             sum_ += part
-    if seen != marks:
-        raise DataError(
-            f"data: expected the {len(marks)} batches of the first pass again, got others ({len(seen)}); give a "
-            "list of batches, or a loader that repeats itself under the same seed"
-        )
-    return _finite(_name(scoring, total), "Hessian product")
+        del own  # with its graph, before the next batch builds one
+    return _finite({n: t / samples for n, t in _name(scoring, total).items()}, "Hessian product")
 
 
-def _gradient(scoring: Scoring) -> tuple[dict[str, Tensor], int, list[float]]:
-    """The mean gradient, the number of samples, and the checksum of each batch."""
+class _Waiting:
+    """Gradients of the first batches, with their graphs, as many as the memory budget allows.
+
+    One more may stay while twice what the largest has taken is left: graphs of equal batches are equal,
+    and their second derivatives need room to work.
+
+    Attributes:
+        gradients: of the first batches.
+        open: whether the next batch may have a graph.
+    """
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.gradients: list[list[Tensor]] = []
+        self._device = next(iter(scoring.operands.values())).device
+        self._left = scoring.memory if scoring.memory is not None else memory.free(self._device) * _SHARE
+        self._last, self._largest, self.open = memory.used(self._device), 0, self._left > 0
+
+    def offer(self, gradient: list[Tensor]) -> None:
+        """Keep a gradient if there is room."""
+        now = memory.used(self._device)
+        self._largest = max(self._largest, now - self._last)
+        self._left -= now - self._last
+        self._last = now
+        self.open = self._left > 2 * self._largest
+        if self.open:
+            self.gradients.append(gradient)
+
+
+def _gradient(scoring: Scoring, waiting: _Waiting | None = None) -> tuple[dict[str, Tensor], int, list[float]]:
+    """The mean gradient, the number of samples, and the checksum of each batch.
+
+    Args:
+        scoring: the network and its data.
+        waiting: is offered the gradient of each batch with its graph, while it is open.
+    """
     operands = list(scoring.operands.values())
     total = [torch.zeros_like(operand) for operand in operands]
     samples, marks = 0, []
     for count, loss, mark in track(scoring.passes(), "gradient", scoring.batch_count):
         samples += count
         marks.append(mark)
-        for sum_, part in zip(total, _grad(loss, operands), strict=True):
+        with_graph = waiting is not None and waiting.open
+        own = _grad(loss, operands, create_graph=with_graph)
+        for sum_, part in zip(total, own, strict=True):
             sum_ += part.detach()
+        if waiting is not None and with_graph:
+            waiting.offer(own)
+        del own, loss
     for sum_ in total:
         sum_ /= samples
     return _name(scoring, total), samples, marks
+
+
+def _repeated(scoring: Scoring, marks: Sequence[float], start: int) -> Iterator[Tensor]:
+    """The losses of the batches from `start` on once more; checks that they are the same batches."""
+    seen = list(marks[:start])
+    if start < len(marks):
+        for _, loss, mark in scoring.passes(start):
+            seen.append(mark)
+            yield loss
+    if seen != marks:
+        raise DataError(
+            f"data: expected the {len(marks)} batches of the first pass again, got others ({len(seen)}); give a "
+            "list of batches, or a loader that repeats itself under the same seed"
+        )
+
+
+def _emptied(items: list[T]) -> Iterator[T]:
+    """Go through a list and let go of each item."""
+    while items:
+        yield items.pop(0)
 
 
 def _grad(value: Tensor, operands: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:

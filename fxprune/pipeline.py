@@ -18,6 +18,7 @@ from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
 from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
+from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
@@ -98,7 +99,8 @@ def prune(
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     masks: Masks | None = None
     for step in schedule_of(sparsity, rounds, schedule):
-        saliency = Saliency(dict(chosen.score(replace(scoring, masks=masks))))
+        with kept_by_the_allocator():
+            saliency = Saliency(dict(chosen.score(replace(scoring, masks=masks))))
         saliency = invert(saliency) if sanity == "invert" else saliency
         if step < sparsity:
             masks = cut(saliency, step, ranking=ranking, floor=floor, within=masks)

@@ -47,6 +47,7 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
     try:
         for item in items:
             yield item
+            del item  # it may hold a graph, which must be gone before the next one is built
             bar.advance(task)
             if not bar.live.is_started and time.monotonic() - start > _PATIENCE:
                 bar.start()

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Scoring:
         seed: for criteria that draw.
         changes: what the live point changed.
         masks: weights that count as zero, by name; None for all kept.
+        memory: bytes that may be used for speed; None for a share of what is free.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Scoring:
     seed: int = 0
     changes: tuple[LiveChange, ...] = ()
     masks: Mapping[str, Tensor] | None = None
+    memory: int | None = None
 
     @property
     def operands(self) -> dict[str, Tensor]:
@@ -87,8 +90,8 @@ class Scoring:
         """The same with every sample as a batch of its own."""
         return replace(self, batches=None if self.batches is None else _Singly(self.batches))
 
-    def passes(self) -> Iterator[tuple[int, Tensor, float]]:
-        """For each batch, its number of samples, the sum of their losses, and a checksum of the data.
+    def passes(self, start: int = 0) -> Iterator[tuple[int, Tensor, float]]:
+        """For each batch from `start` on, its number of samples, the sum of their losses, and a checksum.
 
         Raises:
             DataError: there is no data, or no batch in it.
@@ -98,15 +101,15 @@ class Scoring:
         device = next(self.model.parameters()).device
         empty = True
         with _repeatable(self.seed, self.batches):
-            for batch in self.batches:
+            for batch in islice(self.batches, start, None):
                 inputs, targets = check_batch(batch)
                 inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
                 targets = _to(targets, device)
-                loss = self.loss_fn(self.forward(inputs), targets)
-                samples = len(targets)
                 empty = False
-                yield samples, loss * samples, _checksum((inputs, targets))
-        if empty:
+                mark = _checksum((inputs, targets))
+                # not kept in a variable here: it would hold this batch's graph while the next one is built
+                yield len(targets), self.loss_fn(self.forward(inputs), targets) * len(targets), mark
+        if empty and not start:
             raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
 
 
