@@ -7,10 +7,13 @@ import copy
 import dataclasses
 import inspect
 import logging
+import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
@@ -191,11 +194,14 @@ def _register_dataclasses(_module: nn.Module, _args: Any, output: Any) -> None:
 def _left_as_it_was(module: nn.Module) -> Iterator[None]:
     """Undo whatever tracing does to the attributes of `module` and to the random number generators."""
     before = [(m, dict(m.__dict__), _contents(m)) for m in module.modules()]
-    devices = {t.device for t in module.state_dict().values() if t.device.type == "cuda"}
+    devices = {t.device for t in [*module.parameters(), *module.buffers()] if t.device.type == "cuda"}
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(sorted(device.index or 0 for device in devices)):
             yield
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
         for submodule, attributes, contents in before:
             submodule.__dict__.clear()
             submodule.__dict__.update(attributes)
@@ -203,11 +209,12 @@ def _left_as_it_was(module: nn.Module) -> Iterator[None]:
                 # in place: handles of hooks refer to these very dicts
                 container = submodule.__dict__[name]
                 container.clear()
-                container.update(content)
+                container.extend(content) if isinstance(content, list) else container.update(content)
 
 
 def _contents(module: nn.Module) -> dict[str, Any]:
-    return {name: value.copy() for name, value in module.__dict__.items() if isinstance(value, (dict, set))}
+    kinds = (dict, set, list)
+    return {name: copy.copy(value) for name, value in module.__dict__.items() if isinstance(value, kinds)}
 
 
 def _copy_state(module: nn.Module) -> tuple[nn.Module, dict[int, str]]:
@@ -273,7 +280,7 @@ def _unlift(
             continue
         spec = kinds[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            inputs.append(_describe(node, spec.arg, leaves[len(inputs)]))
+            inputs.append(_describe(node, spec.arg, leaves[len(inputs)], exported.range_constraints))
             continue
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             name = names[id(_attribute(module, spec.target))]
@@ -299,13 +306,37 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return getattr(module.get_submodule(prefix), name)
 
 
-def _describe(node: fx.Node, argument: Any, leaf: Any) -> Input:
+def _describe(node: fx.Node, argument: Any, leaf: Any, ranges: Mapping[Any, Any]) -> Input:
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return Input(node.name, None, getattr(argument, "value", None))
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    shape = tuple(None if _is_free(size) else int(size) for size in value.shape)
+    limits = {i: _limits(size, ranges) for i, size in enumerate(value.shape) if _is_free(size)}
     example = None if leaf.is_floating_point() else leaf.detach().clone()
-    return Input(node.name, shape, dtype=leaf.dtype, example=example)
+    return Input(node.name, shape, dtype=leaf.dtype, example=example, limits=limits)
+
+
+def _is_free(size: Any) -> bool:
+    """Whether a size may change; a symbol that the trace found to have one value may not."""
+    return not isinstance(size, int) and bool(size.node.expr.free_symbols)
+
+
+def _limits(size: Any, ranges: Mapping[Any, Any]) -> tuple[int, float]:
+    """The sizes for which the trace holds: a branch on the size limits it to one side.
+
+    A least size of 2 is what torch assumes of every size that may change; its graphs hold for 1 as well.
+    """
+    found = ranges.get(size.node.expr)
+    if found is None:
+        return 0, math.inf
+    return int(found.lower) if found.lower > 2 else 0, _finite_or_inf(found.upper)
+
+
+def _finite_or_inf(bound: Any) -> float:
+    try:
+        return int(bound)
+    except (OverflowError, TypeError, AttributeError, ValueError):
+        return math.inf
 
 
 def _tidy(graph: fx.Graph) -> None:
@@ -324,7 +355,7 @@ def _sizes(value: Any) -> dict[str, Any]:
         return {}
     return {
         "shape": tuple(size if isinstance(size, int) else int(size.node.hint) for size in value.shape),
-        "dynamic": tuple(i for i, size in enumerate(value.shape) if not isinstance(size, int)),
+        "dynamic": tuple(i for i, size in enumerate(value.shape) if _is_free(size)),
         "dtype": value.dtype,
     }
 

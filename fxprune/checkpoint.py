@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fxprune.capture import capture
-from fxprune.errors import CheckpointError
+from fxprune.errors import CheckpointError, ModelSpecError
 from fxprune.files import replacing
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.rewrite import mask_name
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "fxprune.json"
 _FORMAT = "fxprune checkpoint 1"
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
+_LEFTOVER = re.compile(rf"{_WEIGHTS.pattern}|\.weights-\d+\.tmp|\.{re.escape(MANIFEST)}\..*")
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,16 @@ class Manifest:
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """Check and convert what `to_json` wrote; raises KeyError, TypeError or ValueError."""
         file = values["weights_file"]
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"weights_file must name a file of the folder, got {file!r}")
+        if not isinstance(file, str) or not _WEIGHTS.fullmatch(file):
+            raise ValueError(
+                f"weights_file must name a file of the folder, weights-<digest>.safetensors, got {file!r}"
+            )
         shape = values["input_shape"]
+        if shape is not None and not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"input_shape: expected positive integers, got {shape}")
         return cls(
             None if values["model"] is None else ModelSpec.from_json(values["model"]),
-            None if shape is None else tuple(int(size) for size in shape),
+            None if shape is None else tuple(shape),
             None if values["record"] is None else PruneRecord.from_json(values["record"]),
             tuple(str(name) for name in values["weights"]),
             {str(name): str(reason) for name, reason in values["skipped"].items()},
@@ -105,6 +112,8 @@ def require_free(folder: Path, *, force: bool = False) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / MANIFEST).is_file():
+        if all(_LEFTOVER.fullmatch(entry.name) for entry in folder.iterdir()):
+            return  # a save that was interrupted before there was a checkpoint
         raise CheckpointError(
             f"{folder}: expected an empty folder or a checkpoint of fxprune, got one that holds something else; "
             "choose another output"
@@ -135,6 +144,10 @@ def save(
     """
     folder = Path(folder)
     require_free(folder, force=True)
+    try:
+        json.dumps(dict(notes or {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"notes: expected JSON values, got what is none: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".weights-{os.getpid()}.tmp"
@@ -180,7 +193,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"format is not {_FORMAT!r}")
         return Manifest.from_json(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelSpecError) as error:
         raise CheckpointError(
             f"{path}: expected the manifest of a checkpoint, got {type(error).__name__}: {error}; "
             "it was damaged, or written by another version"
@@ -211,6 +224,7 @@ def load(
     folder: str | os.PathLike[str],
     model: nn.Module | ModelSpec | None = None,
     example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> PrunedModel:
     """Rebuild the pruned model of a checkpoint: build, capture, put the masks in, load the state.
 
@@ -219,6 +233,7 @@ def load(
         model: the module or spec that was pruned, for a checkpoint whose model is the user's own code;
             none of that is run unless it is named here. Its parameters are replaced.
         example_inputs: what the model is called with; by default a batch of the recorded input shape.
+        example_kwargs: the same by keyword.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or does not fit the model, or the model or example
@@ -228,11 +243,11 @@ def load(
     manifest = read_manifest(folder)
     state = _read_state(folder, manifest)
     module, shape = _module(folder, manifest, model)
-    if example_inputs is None:
+    if example_inputs is None and not example_kwargs:
         if shape is None:
             raise CheckpointError(f"{folder} records no input shape; give example_inputs=(x,)")
         example_inputs = (torch.zeros(2, *shape),)
-    captured = capture(module, example_inputs)
+    captured = capture(module, example_inputs or (), example_kwargs)
     weights = _recorded_weights(find_weights(captured), manifest, state, folder)
     masks = {weight.name: state[mask_name(weight)].bool() for weight in weights}
     pruned = PrunedModel(captured, weights, masks, manifest.record)
@@ -299,9 +314,9 @@ def _load_state(pruned: PrunedModel, state: Mapping[str, Tensor], folder: Path) 
             f"{folder} does not fit the model: missing {missing[:3]}, unexpected {unexpected[:3]}, of another "
             f"shape {misshapen[:3]}; was it saved from another model?"
         )
-    dtype = next((t.dtype for t in full.values() if t.is_floating_point()), None)
-    if dtype is not None:
-        pruned.to(dtype)
+    dtypes = {tensor.dtype for tensor in full.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        pruned.to(dtypes.pop())  # the graphs follow; a model of mixed precision is captured as such
     pruned.load_state_dict(full)
 
 

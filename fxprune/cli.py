@@ -24,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True)
+out = Console(markup=False, width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, markup=False)
 
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2

@@ -14,7 +14,7 @@ from fxprune import memory
 from fxprune.errors import DataError
 from fxprune.progress import track
 from fxprune.saliency import require_finite
-from fxprune.scoring import Scoring
+from fxprune.scoring import Scoring, differentiating
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 _SHARE = 0.6  # of the free memory, for graphs that wait: other processes need some, and so do peaks
 
 
+@differentiating()
 def gradient(scoring: Scoring) -> dict[str, Tensor]:
     """Gradient of the mean loss over all samples, by weight name.
 
@@ -32,6 +33,7 @@ def gradient(scoring: Scoring) -> dict[str, Tensor]:
     return _finite(_gradient(scoring)[0], "gradient")
 
 
+@differentiating()
 def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
     """H g by weight name, exact: g the gradient of the mean loss, H its Hessian over the weights.
 
@@ -139,6 +141,7 @@ def _grad(value: Tensor, operands: Sequence[Tensor], *, create_graph: bool = Fal
     return list(torch.autograd.grad(value, operands, create_graph=create_graph, materialize_grads=True))
 
 
+@differentiating()
 def fisher(scoring: Scoring) -> dict[str, Tensor]:
     """Diagonal of the empirical Fisher matrix: the mean over samples of the squared gradient, by weight name.
 

@@ -38,7 +38,7 @@ def classification(temperature: float = 200.0) -> Loss:
         if own:
             return torch.stack(own).sum()
         logits, *auxiliary = find_logits(output)
-        _require_classes(target, logits.shape[1])
+        target = _as_classes(target, logits)
         total = F.cross_entropy(logits / temperature, target)
         for other in auxiliary:
             total = total + 0.3 * F.cross_entropy(other / temperature, target)
@@ -85,9 +85,13 @@ def find_logits(output: Any) -> list[Tensor]:
     return leaves[:1]
 
 
-def _require_classes(target: Tensor, classes: int) -> None:
+def _as_classes(target: Tensor, logits: Tensor) -> Tensor:
+    """Targets as cross-entropy takes them: class indices of dtype int64, or class probabilities."""
+    if len(target) != len(logits):
+        raise DataError(f"targets: expected one for each of {len(logits)} samples, got {len(target)}")
     if target.is_floating_point():
-        return  # class probabilities
+        return target
+    classes = logits.shape[1]
     valid = ((target >= 0) & (target < classes)) | (target == -100)  # -100: torch's "ignore"
     if not bool(torch.all(valid)):
         bad = target[~valid].flatten()[0].item()
@@ -95,3 +99,4 @@ def _require_classes(target: Tensor, classes: int) -> None:
             f"targets: expected classes 0 to {classes - 1}, since the model has {classes} outputs, got {bad}; "
             "build the model with num_classes of the data"
         )
+    return target.long()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -83,9 +84,9 @@ class Cut:
 
 def check_sparsity(sparsity: float) -> None:
     """Raise `MaskError` unless `sparsity` lies in [0, 1)."""
-    if not 0 <= sparsity < 1:  # also catches NaN
+    if not isinstance(sparsity, Real) or not 0 <= sparsity < 1:  # also catches NaN
         raise MaskError(
-            f"sparsity: expected the share of weights to remove, at least 0 and below 1, got {sparsity}; "
+            f"sparsity: expected the share of weights to remove, at least 0 and below 1, got {sparsity!r}; "
             "write 0.9 for 90%"
         )
 

@@ -60,11 +60,23 @@ class PruneRecord:
         """The record that `to_json` wrote.
 
         Raises:
-            TypeError: an attribute is missing or unknown.
+            TypeError, KeyError: an attribute is missing, unknown or of another type.
         """
         lists = {name: tuple(values[name]) for name in ("floored", "cut_off")}
         changes = tuple(LiveChange(**change) for change in values["changes"])
-        return cls(**{**values, **lists, "changes": changes})
+        record = cls(**{**values, **lists, "changes": changes})
+        for name, kinds in _RECORD_TYPES.items():
+            if not isinstance(getattr(record, name), kinds):
+                raise TypeError(f"{name} of the record: got {getattr(record, name)!r}")
+        return record
+
+
+_RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("criterion", "ranking"), str),
+    **dict.fromkeys(("sparsity", "floor", "floor_used", "zero_share"), (int, float)),
+    **dict.fromkeys(("rounds", "seed", "live"), int),
+    "sanity": (str, type(None)),
+}
 
 
 class PrunedModel(nn.Module):
@@ -174,7 +186,8 @@ class PrunedModel(nn.Module):
         """Zero the parameter of `weight` in `state`, under all its names; False if that is not exact."""
         name, mask = weight.parameters[0], self.masks[weight.name]
         own = dict(self.named_parameters(remove_duplicate=False))
-        if own[name].numel() != mask.numel():
+        others = (other for other in self.weights if other is not weight)
+        if own[name].numel() != mask.numel() or any(set(o.parameters) & set(weight.parameters) for o in others):
             return False
         zeroed = torch.where(mask.view(own[name].shape), own[name].detach(), torch.zeros_like(own[name]))
         if weight.derived:

@@ -100,17 +100,8 @@ def _nodes_at(node: fx.Node, places: tuple[int, ...]) -> list[fx.Node]:
     return found
 
 
-def macs(node: fx.Node, operand: fx.Node, batch: int) -> int:
-    """Multiply-adds a sample that a dense product spends on one operand; a multiply-add counts one.
-
-    Padding counts as input. `batch` is the batch size that the graph's recorded sizes are for.
-    """
-    total = _total_macs(node, operand)
-    data = [n for n in (node, *node.all_input_nodes) if n is not operand]
-    return total // batch if any(n.meta.get("dynamic") for n in data) else total
-
-
-def _total_macs(node: fx.Node, operand: fx.Node) -> int:
+def macs(node: fx.Node, operand: fx.Node) -> int:
+    """Multiply-adds that a dense product spends on one operand; a multiply-add counts one, padding counts."""
     name, shape = name_of(node), operand.meta["shape"]
     produced = math.prod(node.meta.get("shape", ()))
     if name in CONVOLUTIONS:
@@ -183,6 +174,11 @@ def role(node: fx.Node, operand: fx.Node) -> str:
         return {scale: f"scale of {name}", shift: f"shift of {name}"}.get(place or 0, f"state of {name}")
     if name in RECURRENT or (place is not None and _BIASES.get(name) == place):
         return f"bias of {name}"
+    if operand in [*weight_slots(node), *product_operands(node)]:
+        vector = len(operand.meta["shape"]) < 2
+        return f"a vector, in {name}" if vector else f"used by {name} in evaluation mode only"
+    if place == 0 and name in _WEIGHT_SLOTS:
+        return f"constant input of {name}"
     if name == "embedding":
         return "table of an embedding: looked up, not multiplied"
     if name in ("add", "sub", "rsub", "addmm", "baddbmm"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,14 +21,16 @@ from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_ali
 from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
-from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
-from fxprune.scoring import Batch, prepare
+from fxprune.scoring import Batch, differentiating, prepare, repeatable
 from fxprune.weights import find_weights
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_FLOOR = 0.05
 
 
+@differentiating()
 def prune(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
@@ -91,25 +94,36 @@ def prune(
     check_sanity(sanity)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)
-    first = _first_inputs(batches)
+    with repeatable(seed, batches):
+        first = _first_inputs(batches)
     captured = capture(model, *_example(example_inputs, example_kwargs, first))
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
+    constants = {k: v for k, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
+    scoring = replace(scoring, constants=constants)
     masks: Masks | None = None
     for step in schedule_of(sparsity, rounds, schedule):
         with kept_by_the_allocator():
-            saliency = Saliency(dict(chosen.score(replace(scoring, masks=masks))))
+            saliency = chosen.saliency(replace(scoring, masks=masks))
         saliency = invert(saliency) if sanity == "invert" else saliency
         if step < sparsity:
             masks = cut(saliency, step, ranking=ranking, floor=floor, within=masks)
+    if saliency.zero_share > 0.5:
+        logger.warning(
+            "%.0f%% of the saliencies are exactly zero, where %s cannot choose: a closed branch (live=True opens "
+            "it), or numbers too small for %s",
+            100 * saliency.zero_share,
+            chosen.name,
+            next(iter(saliency.values())).dtype,
+        )
     probe = _probe(captured, first)
     # paths that the initialisation closes are not cut: training opens them
     seen = (
         scoring
         if at_live_point and chosen.mode == "train"
-        else prepare(captured, weights, None, loss_fn, seed=seed)
+        else replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
     )
     result = cut_alive(
         saliency,
@@ -139,6 +153,10 @@ def prune(
     if sanity == "reinitialise":
         reinitialise(pruned, seed)
     return pruned
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _first_inputs(batches: Iterable[Batch] | None) -> Any:

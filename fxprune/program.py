@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import linecache
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, CheckpointError
 
 Pass = Callable[[fx.Graph], object]
 _serial = count()
@@ -30,6 +32,7 @@ class Input:
         constant: the value of what is no tensor; the graph was specialised to it.
         dtype: dtype of a tensor.
         example: what the capture got for a tensor of indices or flags, whose values cannot be made up.
+        limits: least and largest size of the dimensions that may change.
     """
 
     name: str
@@ -37,16 +40,21 @@ class Input:
     constant: object = None
     dtype: torch.dtype = torch.float32
     example: Tensor | None = None
+    limits: Mapping[int, tuple[int, float]] = field(default_factory=dict)
 
     def sample(self, batch: int, generator: torch.Generator) -> object:
         """A value to try the program with: normal where it is floating-point, the example's otherwise."""
         if self.shape is None:
             return self.constant
-        sizes = [batch if size is None else size for size in self.shape]
+        sizes = [self._within(i, batch) if size is None else size for i, size in enumerate(self.shape)]
         if self.example is None:
             return torch.randn(sizes, generator=generator, dtype=torch.float32).to(self.dtype)
         rows = torch.arange(sizes[0]) % len(self.example) if sizes else None
         return self.example if rows is None else self.example[rows]
+
+    def _within(self, dimension: int, size: int) -> int:
+        least, most = self.limits.get(dimension, (0, math.inf))
+        return int(min(max(size, least), most))
 
     def check(self, leaf: object) -> None:
         """Raise `CaptureError` unless `leaf` is what the graph was captured for."""
@@ -67,6 +75,14 @@ class Input:
                 f"input {self.name!r}: the graph was captured for shape {want} (* may change), got {got}; "
                 "capture the model again with example_inputs of this shape"
             )
+        else:
+            for i, (least, most) in self.limits.items():
+                if not least <= leaf.shape[i] <= most:
+                    raise CaptureError(
+                        f"input {self.name!r}: the graph holds for sizes {least} to {most} of dimension {i}, for "
+                        f"which the model's code takes the captured branch, got {leaf.shape[i]}; capture the "
+                        "model again with example_inputs of this size"
+                    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,12 @@ class Program:
     def __deepcopy__(self, memo: dict[int, object]) -> Program:
         return self
 
+    def __copy__(self) -> Program:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CheckpointError("a captured model cannot be pickled; use fxprune.save, or save its state_dict()")
+
     @property
     def output_names(self) -> list[str]:
         """A name for each leaf of the result: its key or field, ``output_1`` in a tuple, else ``output``."""
@@ -111,7 +133,7 @@ class Program:
         names = [
             "_".join(["output"] * (not path or _is_index(path[0])) + [_key(k) for k in path]) for path in paths
         ]
-        return [re.sub(r"\W", "_", name) for name in names]
+        return _distinct([re.sub(r"\W", "_", name) for name in names])
 
     def sample_inputs(self, batch: int, seed: int = 0) -> list[object]:
         """Flat inputs of a batch size to try the program with; of the captured size if that is fixed."""
@@ -156,7 +178,9 @@ class Program:
         if (old.device, old.dtype) == (new.device, new.dtype):
             return self
 
-        return self.rewritten(lambda graph: retarget(graph, old, new))
+        moved = self.rewritten(lambda graph: retarget(graph, old, new))
+        inputs = [replace(i, dtype=new.dtype) if i.dtype is old.dtype else i for i in self.inputs]
+        return replace(moved, inputs=tuple(inputs))
 
 
 def retarget(graph: fx.Graph, old: Tensor, new: Tensor) -> None:
@@ -200,6 +224,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copy
 
 
+def _distinct(names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        serial = next(i for i in count() if (f"{name}_{i}" if i else name) not in found)
+        found.append(f"{name}_{serial}" if serial else name)
+    return found
+
+
 def _key(key: Any) -> str:
     return str(next(getattr(key, a) for a in ("idx", "key", "name") if hasattr(key, a)))
 
@@ -218,13 +250,26 @@ def state_reads(graph: fx.Graph) -> Iterator[fx.Node]:
     return (node for node in graph.nodes if node.op == "get_attr")
 
 
+def _spelt(path: str) -> tuple[str, str]:
+    """An attribute as torch.fx spells it, and as Python can read it where a part is a keyword."""
+    torch_fx = python = "self"
+    for part in path.split("."):
+        torch_fx = f"{torch_fx}.{part}" if part.isidentifier() else f'getattr({torch_fx}, "{part}")'
+        plain = part.isidentifier() and not keyword.iskeyword(part)
+        python = f"{python}.{part}" if plain else f'getattr({python}, "{part}")'
+    return f"= {torch_fx}\n", f"= {python}\n"
+
+
 def _compile(graph: fx.Graph) -> Callable[..., tuple[Any, ...]]:
     graph.lint()
     code = graph.python_code("self")
+    source = code.src
+    for node in state_reads(graph):
+        source = source.replace(*_spelt(str(node.target)))
     # registered with linecache so that tracebacks and debuggers show the generated lines
     filename = f"<fxprune program {next(_serial)}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     scope = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), scope)
+    exec(compile(source, filename, "exec"), scope)
     function: Callable[..., tuple[Any, ...]] = scope["forward"]
     return function

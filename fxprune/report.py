@@ -91,7 +91,7 @@ class CompressionReport:
         return {**asdict(self), "rows": rows, "totals": self.totals}
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, no_color=True)
+        console = Console(file=io.StringIO(), width=120, no_color=True, markup=False)
         for part in self.renderables():
             console.print(part)
         assert isinstance(console.file, io.StringIO)
@@ -185,7 +185,9 @@ def report(pruned: PrunedModel, file: str | os.PathLike[str] | None = None) -> C
             )
         )
     state = {id(t): t for t in [*pruned.parameters(), *pruned.buffers()]}
-    hidden = {id(mask) for mask in masks.values()}
+    # masks are not of the original, nor are the constants that its graphs met
+    constants = {id(buffer) for name, buffer in pruned.named_buffers() if name.startswith("_fxprune")}
+    hidden = {id(mask) for mask in masks.values()} | constants
     return CompressionReport(
         rows=tuple(rows),
         skipped=dict(pruned.weights.skipped),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from fxprune import operators
 from fxprune.batches import check_batch
 from fxprune.capture import CapturedModel, Mode, Region
-from fxprune.errors import DataError
+from fxprune.errors import DataError, ScoreError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
 from fxprune.program import Pass, node_named
@@ -48,6 +48,7 @@ class Scoring:
         seed: for criteria that draw.
         changes: what the live point changed.
         masks: weights that count as zero, by name; None for all kept.
+        constants: inputs by keyword that are no tensors, which every call is given.
         memory: bytes that may be used for speed; None for a share of what is free.
     """
 
@@ -58,6 +59,7 @@ class Scoring:
     seed: int = 0
     changes: tuple[LiveChange, ...] = ()
     masks: Mapping[str, Tensor] | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
     memory: int | None = None
 
     @property
@@ -76,8 +78,9 @@ class Scoring:
     def forward(self, inputs: Any) -> Any:
         """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name."""
         if isinstance(inputs, Mapping):
-            return self.call((), dict(inputs))
-        return self.call(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {})
+            return self.call((), {**self.constants, **inputs})
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        return self.call(args, dict(self.constants))
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Output of the masked network."""
@@ -100,7 +103,7 @@ class Scoring:
             raise DataError("this criterion needs data: give batches of (inputs, targets)")
         device = next(self.model.parameters()).device
         empty = True
-        with _repeatable(self.seed, self.batches):
+        with repeatable(self.seed, self.batches):
             for batch in islice(self.batches, start, None):
                 inputs, targets = check_batch(batch)
                 inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
@@ -108,11 +111,26 @@ class Scoring:
                 empty = False
                 mark = _checksum((inputs, targets))
                 # not kept in a variable here: it would hold this batch's graph while the next one is built
-                yield len(targets), self.loss_fn(self.forward(inputs), targets) * len(targets), mark
+                yield len(targets), self._loss(inputs, targets) * len(targets), mark
         if empty and not start:
             raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
 
+    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        loss = self.loss_fn(self.forward(inputs), targets)
+        if not isinstance(loss, Tensor) or loss.dim() > 0:
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ScoreError(f"loss_fn: expected one number, the mean over the samples, got {got}")
+        return loss
 
+
+@contextlib.contextmanager
+def differentiating() -> Iterator[None]:
+    """Record gradients inside the block, even where the caller does not."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@differentiating()
 def prepare(
     captured: CapturedModel,
     weights: Weights,
@@ -240,7 +258,7 @@ class _Singly:
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int, batches: object) -> Iterator[None]:
+def repeatable(seed: int, batches: object) -> Iterator[None]:
     """Seed the generators, so that a shuffling loader gives the same order again, and put them back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     own = getattr(batches, "generator", None)

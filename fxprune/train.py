@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ from fxprune.loss import classification, find_logits
 from fxprune.progress import track
 
 logger = logging.getLogger(__name__)
+
+
+Decay = Literal["cosine", "step", "constant"]
+
+
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -47,23 +55,28 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 128
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Decay = "cosine"
     warmup: float = 0.05
     clip: float | None = 5.0
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name, wanted, holds in (
+            ("epochs", "a positive integer", lambda v: _is(int)(v) and v >= 1),
+            ("batch_size", "a positive integer", lambda v: _is(int)(v) and v >= 1),
+            ("seed", "an integer", _is(int)),
+            ("lr", "a number of at least 0", lambda v: _is(Real)(v) and 0 <= v < math.inf),
+            ("weight_decay", "a number of at least 0", lambda v: _is(Real)(v) and 0 <= v < math.inf),
+            ("momentum", "a number in [0, 1)", lambda v: _is(Real)(v) and 0 <= v < 1),
+            ("warmup", "a share in [0, 1]", lambda v: _is(Real)(v) and 0 <= v <= 1),
+            ("clip", "a positive number or None", lambda v: v is None or (_is(Real)(v) and 0 < v < math.inf)),
+            ("schedule", "cosine, step or constant", lambda v: v in get_args(Decay)),
+            ("device", "the name of a device, such as cpu or cuda", _is(str)),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise TrainError(f"{name}: expected a positive integer, got {value!r}")
-        for name in ("lr", "momentum", "weight_decay", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise TrainError(f"{name}: expected a number of at least 0, got {value!r}")
-        if self.schedule not in ("cosine", "step", "constant"):
-            raise TrainError(f"schedule: expected cosine, step or constant, got {self.schedule!r}")
+            if not holds(value):
+                raise TrainError(f"{name}: expected {wanted}, got {value!r}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -122,8 +135,14 @@ def fit(
     Raises:
         TrainError: the loss is not finite.
     """
-    model.to(config.device)
-    batches = loader(data.train, config.batch_size, shuffle=True, seed=config.seed)
+    try:
+        model.to(config.device)
+    except RuntimeError as error:  # an unknown name, or a device that is not there
+        reason = str(error).partition("\n")[0]
+        raise TrainError(f"device: expected one that is here, got {config.device!r}: {reason}") from error
+    # a last batch that is not full, of one image at worst, would spoil the statistics of normalisations
+    whole = len(data.train) >= config.batch_size
+    batches = loader(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=whole)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
@@ -139,13 +158,13 @@ def fit(
         for images, labels in track(batches, f"epoch {epoch + 1}/{config.epochs}"):
             images, labels = images.to(config.device), labels.to(config.device)
             for group in optimizer.param_groups:
-                group["lr"] = config.rate((step + 1) / steps)
+                group["lr"] = config.rate((step + 0.5) / steps)
             optimizer.zero_grad()
             output = model(images)
             loss = loss_fn(output, labels)
             if not torch.isfinite(loss):
                 raise TrainError(
-                    f"the loss became {float(loss)} in step {step + 1} of {steps}; lower lr (now {config.lr:g})"
+                    f"the loss became {float(loss.detach())} in step {step + 1} of {steps}; lower lr (now {config.lr:g})"
                 )
             loss.backward()
             if config.clip is not None:

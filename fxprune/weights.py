@@ -151,14 +151,19 @@ class _Site:
     node: fx.Node
     program: Program
     parameters: tuple[str, ...]
+    activations: set[fx.Node] = field(default_factory=set)
     uses: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
+
+    def _samples(self, user: fx.Node) -> int:
+        """How many samples a product is computed for; one where it is the same for all."""
+        return self.program.batch if user in self.activations else 1
 
     def describe(
         self, prefix: str, region: str, mode: Mode, known: Mapping[str, PrunableWeight]
     ) -> PrunableWeight:
         shape = self.node.meta["shape"]
         operators_ = tuple(operators.name_of(user) for user, _ in self.uses)
-        macs = sum(operators.macs(user, operand, self.program.batch) for user, operand in self.uses)
+        macs = sum(operators.macs(user, operand) // self._samples(user) for user, operand in self.uses)
         base, name, serial = prefix + _public_name(self.parameters[0]), "", 1
         while not name or (name in known and (known[name].shape != shape or mode in known[name].sites)):
             name = base if serial == 1 else f"{base}_{serial}"
@@ -183,6 +188,7 @@ def _public_name(parameter: str) -> str:
 
 def _find_sites(program: Program, parameters: set[str]) -> list[_Site]:
     dependence = _Dependence(program.graph, parameters)
+    activations = operators.input_dependent(program.graph)
     sites: dict[fx.Node, _Site] = {}
     for user in program.graph.nodes:
         candidates = operators.weight_slots(user)
@@ -192,7 +198,7 @@ def _find_sites(program: Program, parameters: set[str]) -> list[_Site]:
             node = operators.source(operand)
             names = dependence.state.get(node)
             if names and node not in dependence.activations and len(node.meta.get("shape", ())) >= 2:
-                sites.setdefault(node, _Site(node, program, names)).uses.append((user, operand))
+                sites.setdefault(node, _Site(node, program, names, activations)).uses.append((user, operand))
     for site in sites.values():
         operands = {operand for _, operand in site.uses}
         if site.node.op != "get_attr" and len(operands) == 1 and not site.node.meta["dynamic"]:

@@ -46,9 +46,7 @@ constant = 3
 @pytest.fixture
 def net(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "blocks.py").write_text(
-        "from torch import nn\ndef block(width): return nn.Conv2d(3, width, 3)\n"
-    )
+    (tmp_path / "blocks.py").write_text("from torch import nn\ndef block(width): return nn.Conv2d(3, width, 3)\n")
     (tmp_path / "late.py").write_text("mark = True\n")
     return tmp_path / "net.py"
 
@@ -138,12 +136,8 @@ def test_files_in_two_folders_each_get_their_own_siblings(net: Path, tmp_path: P
     other.mkdir()
     (other / "net.py").write_text(NET)
     (other / "late.py").write_text("mark = True\n")
-    (other / "blocks.py").write_text(
-        "from torch import nn\ndef block(width): return nn.Conv2d(3, 2 * width, 3)\n"
-    )
-    widths = [
-        build(ModelSpec(f"{f}:no_classes", (3, 8, 8)))[0].out_channels for f in (net, other / "net.py", net)
-    ]
+    (other / "blocks.py").write_text("from torch import nn\ndef block(width): return nn.Conv2d(3, 2 * width, 3)\n")
+    widths = [build(ModelSpec(f"{f}:no_classes", (3, 8, 8)))[0].out_channels for f in (net, other / "net.py", net)]
     assert widths == [4, 8, 4]
 
 
@@ -167,9 +161,7 @@ def test_a_factory_in_a_module_below_the_working_directory(
     (package / "__init__.py").touch()
     (package / "nets.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
     monkeypatch.chdir(tmp_path)
-    model, _ = build(
-        ModelSpec("fxprune_test_package.nets:Net", (3,), None, {"in_features": 3, "out_features": 2})
-    )
+    model, _ = build(ModelSpec("fxprune_test_package.nets:Net", (3,), None, {"in_features": 3, "out_features": 2}))
     assert model.out_features == 2
     assert str(tmp_path) not in sys.path
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.capture import Mode
 from fxprune.errors import ScoreError
+from fxprune.saliency import Saliency
 from fxprune.scoring import Scoring
 
 Score = Callable[[Scoring], Mapping[str, Tensor]]
@@ -33,6 +34,27 @@ class Criterion:
     live: bool = True
     mode: Mode = "train"
     needs_data: bool = True
+
+    def saliency(self, scoring: Scoring) -> Saliency:
+        """Compute saliencies, and check that there is one tensor of the right shape for each weight.
+
+        Raises:
+            ScoreError: there is not, or a number is not finite.
+        """
+        values = self.score(scoring)
+        if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+            raise ScoreError(
+                f"criterion {self.name!r}: expected a dict of one tensor a weight, got {type(values).__name__}"
+            )
+        wanted = {name: tuple(operand.shape) for name, operand in scoring.operands.items()}
+        found = {name: tuple(v.shape) for name, v in values.items()}
+        if wanted != found:
+            odd = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+            raise ScoreError(
+                f"criterion {self.name!r}: expected one tensor of the shape of each weight; {odd[0]!r} is to have "
+                f"{wanted.get(odd[0])} and has {found.get(odd[0])}"
+            )
+        return Saliency({name: values[name] for name in wanted})
 
 
 _criteria: dict[str, Criterion] = {}

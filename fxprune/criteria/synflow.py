@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import CapturedModel
 from fxprune.criteria.registry import register
 from fxprune.errors import ScoreError
-from fxprune.scoring import Scoring
+from fxprune.scoring import Scoring, differentiating
 
 
 @register("synflow", mode="eval", needs_data=False)
+@differentiating()
 def synflow(scoring: Scoring) -> dict[str, Tensor]:
     """θ ⊙ ∂R/∂θ, with R the sum of the outputs of the network of absolute values for an input of ones.
 

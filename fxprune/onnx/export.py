@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import logging
+import math
 import os
 import warnings
 from contextlib import redirect_stdout
@@ -20,7 +21,7 @@ from fxprune.errors import ExportError
 from fxprune.files import replacing
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification, verify_onnx
-from fxprune.program import Program
+from fxprune.program import Input, Program
 from fxprune.rewrite import fold
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,18 @@ def export_onnx(
         ExportError: the graph cannot be written as ONNX, or the file would exceed 2 GB.
         VerificationError: the file does not do what the model does; nothing is left at `path`.
     """
-    if opset < 18:
-        raise ExportError(f"opset: expected 18 or later, got {opset}; older ones lack operators used here")
+    import onnx
+
+    latest = onnx.defs.onnx_opset_version()
+    if not 18 <= opset <= latest:
+        raise ExportError(
+            f"opset: expected 18 to {latest}, got {opset}; older ones lack operators used here, later ones are "
+            "unknown to the installed onnx"
+        )
+    if any(tensor.dtype is torch.bfloat16 for tensor in pruned.state_dict().values()):
+        raise ExportError(
+            "the model is in bfloat16, which ONNX Runtime does not run on the CPU; use .float() first"
+        )
     target = Path(path)
     if target.is_dir():
         raise ExportError(f"{target}: expected a path for a file, got a folder")
@@ -89,7 +100,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     _make_views_legal(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
-    shapes = tuple(None if leaf.shape is None else _dynamic(leaf.shape) for leaf in program.inputs)
+    shapes = tuple(None if leaf.shape is None else _dynamic(leaf) for leaf in program.inputs)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -105,7 +116,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
                 verbose=False,
             )
             assert written is not None
-            _simplify(written.model)
+            _simplify(written.model, {weight.name for weight in model.weights})
             return written.model_proto
     except Exception as error:  # the exporter raises errors of many classes
         cause = error
@@ -117,10 +128,15 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
         ) from error
 
 
-def _dynamic(shape: tuple[int | None, ...]) -> dict[int, Any]:
+def _dynamic(leaf: Input) -> dict[int, Any]:
     """The batch dimension by a name of its own, which the file keeps; others as they turn out."""
-    dim = torch.export.Dim
-    return {i: dim.AUTO if i else dim("batch") for i, size in enumerate(shape) if size is None}
+    found: dict[int, Any] = {}
+    for i in (i for i, size in enumerate(leaf.shape or ()) if size is None):
+        least, most = leaf.limits.get(i, (0, math.inf))
+        bounds = {"min": least} if least > 2 else {}
+        bounds |= {"max": int(most)} if most < math.inf else {}
+        found[i] = torch.export.Dim.AUTO if i else torch.export.Dim("batch", **bounds)
+    return found
 
 
 def _root_program(model: PrunedModel) -> Program:
@@ -137,6 +153,15 @@ def _keep_tensor_outputs(graph: fx.Graph, program: Program) -> list[str]:
     assert isinstance(leaves, (tuple, list))
     named = [(name, leaf) for name, leaf in zip(program.output_names, leaves, strict=True)]
     kept = [(name, leaf) for name, leaf in named if isinstance(leaf, fx.Node) and "shape" in leaf.meta]
+    with graph.inserting_before(output):
+        # what is returned as it came in, or as it is stored, would lose its own name to the output's
+        kept = [
+            (
+                name,
+                graph.call_function(torch.ops.aten.clone.default, (leaf,)) if leaf.op != "call_function" else leaf,
+            )
+            for name, leaf in kept
+        ]
     if not kept:
         raise ExportError("the model returns no tensor, so there is nothing to export")
     output.args = (tuple(leaf for _, leaf in kept),)
@@ -155,7 +180,7 @@ def _make_views_legal(graph: fx.Graph) -> None:
             node.update_arg(0, contiguous)
 
 
-def _simplify(model: Any) -> None:
+def _simplify(model: Any, weights: set[str]) -> None:
     """Fold constants and drop what does nothing, and leave every weight as the model has it.
 
     The exporter's own optimiser also fuses batch normalisations into the weights before them and merges
@@ -165,7 +190,7 @@ def _simplify(model: Any) -> None:
     from onnx_ir.passes import common
 
     common.InlinePass()(model)
-    onnxscript.optimizer.fold_constants(model, should_fold=_leave_weights)
+    onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weights))
     for simplify in (
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
@@ -179,10 +204,9 @@ def _simplify(model: Any) -> None:
         simplify(model)
 
 
-def _leave_weights(node: Any) -> bool | None:
-    """Keep weights under their names and in their layout, so that the file can be held against the model."""
-    moved = node.op_type in ("Transpose", "Reshape") and node.inputs and node.inputs[0] is not None
-    return False if moved and node.inputs[0].is_initializer() and len(node.inputs[0].shape or ()) > 1 else None
+def _may_fold(node: Any, weights: set[str]) -> bool | None:
+    """Leave weights under their names and in their layout, so that the file can be held against the model."""
+    return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
 
 def _metadata(model: PrunedModel) -> dict[str, str]:

@@ -1,0 +1,189 @@
+"""Time and memory of GraSP's score, as ratios to a plain implementation of the paper's algorithm.
+
+    python benchmarks/scoring.py                     # all cases; each side in fresh processes, in turn
+    python benchmarks/scoring.py --case resnet32 --repeats 3 --json results.json
+
+The baseline is what research code does: one pass over the chunks sums the gradient with
+`torch.autograd.grad`, a second one builds the graph of each chunk's gradient and back-propagates its inner
+product with the sum; eager model, default allocator. Both sides see the same images, chunks, initialisation
+and number of threads. Memory is the peak of the resident set above its size once model and images are there
+(for fxprune: once the model is captured, which is done once for each model and is listed apart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+CASES: dict[str, dict[str, Any]] = {
+    "resnet50": {"model": "timm:resnet50", "size": 224, "images": 40, "chunk": 20, "classes": 100},
+    "resnet32": {
+        "model": str(ROOT / "model_zoo/networks/resnet.py:resnet32"),
+        "size": 32,
+        "images": 100,
+        "chunk": 100,
+        "classes": 10,
+    },
+    "vit_small": {"model": "timm:vit_small_patch16_224", "size": 224, "images": 16, "chunk": 16, "classes": 10},
+}
+SIDES = ("plain", "fast", "lean")
+
+
+def measure(case: dict[str, Any], side: str) -> dict[str, float]:
+    """One measurement, in this process."""
+    import torch
+
+    from fxprune.zoo import ModelSpec, build
+
+    torch.manual_seed(0)
+    shape = (3, case["size"], case["size"])
+    model, _ = build(ModelSpec(case["model"], shape, case["classes"]))
+    images = torch.randn(case["images"], *shape)
+    targets = torch.arange(case["images"]) % case["classes"]
+    batches = list(zip(images.split(case["chunk"]), targets.split(case["chunk"]), strict=True))
+    result: dict[str, float] = {}
+    start = time.perf_counter()
+    prepared = None if side == "plain" else _captured(model, shape)
+    result["capture_s"] = time.perf_counter() - start
+    before = _reset_peak()
+    start = time.perf_counter()
+    scores = _plain(model, batches) if side == "plain" else _fxprune(prepared, batches, lean=side == "lean")
+    result["seconds"] = time.perf_counter() - start
+    result["peak_mb"] = (_peak() - before) / 2**20
+    result["checksum"] = float(sum(score.double().abs().sum() for score in scores.values()))
+    return result
+
+
+def _plain(model: Any, batches: list[Any]) -> dict[str, Any]:
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    model.train()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    weights = [layer.weight for layer in layers.values()]
+    with sdpa_kernel(SDPBackend.MATH):
+        total = None
+        for images, targets in batches:
+            gradient = torch.autograd.grad(F.cross_entropy(model(images) / 200, targets), weights)
+            total = gradient if total is None else [a + b for a, b in zip(total, gradient, strict=True)]
+        for images, targets in batches:
+            loss = F.cross_entropy(model(images) / 200, targets)
+            gradient = torch.autograd.grad(loss, weights, create_graph=True)
+            sum((a * b).sum() for a, b in zip(gradient, total, strict=True)).backward()
+    return {name: -layer.weight.data * layer.weight.grad for name, layer in layers.items()}
+
+
+def _captured(model: Any, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    from fxprune import capture, find_weights
+
+    captured = capture(model, (torch.zeros(2, *shape),))
+    return captured, find_weights(captured)
+
+
+def _fxprune(prepared: Any, batches: list[Any], *, lean: bool) -> Any:
+    from dataclasses import replace
+
+    from fxprune import criteria
+    from fxprune.loss import classification
+    from fxprune.memory import kept_by_the_allocator
+    from fxprune.scoring import prepare
+
+    # the same values as the baseline's: the live point would change them
+    scoring = prepare(*prepared, batches, classification(), live=False)
+    if lean:
+        scoring = replace(scoring, memory=0)
+    with kept_by_the_allocator():
+        return criteria.get("grasp").score(scoring)
+
+
+def _reset_peak() -> int:
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def compare(name: str, repeats: int) -> dict[str, Any]:
+    """Medians of each side over fresh processes that take turns, and ratios to the plain side."""
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(repeats):
+        for side in SIDES:
+            command = [sys.executable, __file__, "--one", name, side]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs[side].append(json.loads(printed.splitlines()[-1]))
+    medians = {
+        side: {key: statistics.median(run[key] for run in found) for key in found[0]}
+        for side, found in runs.items()
+    }
+    row: dict[str, Any] = {"case": name, "repeats": repeats, "medians": medians}
+    for side in ("fast", "lean"):
+        for key in ("seconds", "peak_mb"):
+            row[f"{side}_{key}_ratio"] = medians[side][key] / medians["plain"][key]
+    return row
+
+
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+
+def main() -> None:
+    """Parse the command line, measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, action="append")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, side = options.one
+        print(json.dumps(measure(CASES[name], side)))
+        return
+    rows = [compare(name, options.repeats) for name in options.case or CASES]
+    print("| case | fast: time | fast: memory | lean: time | lean: memory | plain |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        plain = row["medians"]["plain"]
+        ratios = [row[f"{s}_{k}_ratio"] for s in ("fast", "lean") for k in ("seconds", "peak_mb")]
+        cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"| {row['case']} | {cells} | {plain['seconds']:.1f} s, {plain['peak_mb']:.0f} MB |")
+    if options.json:
+        options.json.write_text(json.dumps({"command": sys.argv, **_versions(), "rows": rows}, indent=1))
+
+
+def _versions() -> dict[str, Any]:
+    import timm
+    import torch
+
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()

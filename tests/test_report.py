@@ -1,0 +1,234 @@
+"""Numbers of the report against numbers counted by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.report import CompressionReport
+
+
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+def pruned_net(module: nn.Module, *shape: int, batch: int = 3) -> fxprune.PrunedModel:
+    torch.manual_seed(0)
+    return fxprune.prune(module, (torch.randn(batch, *shape),), sparsity=0.5, criterion="magnitude")
+
+
+def keep_first(pruned: fxprune.PrunedModel, **counts: int) -> None:
+    """Keep so many elements of each weight, named without ``.weight``."""
+    masks = {}
+    for weight in pruned.weights:
+        mask = torch.zeros(weight.numel, dtype=torch.bool)
+        mask[: counts[weight.name.removesuffix(".weight")]] = True
+        masks[weight.name] = mask.view(weight.shape)
+    pruned.set_masks(masks)
+
+
+@pytest.fixture
+def pruned() -> fxprune.PrunedModel:
+    pruned = pruned_net(tiny(), 1, 4, 4)
+    keep_first(pruned, **{"0": 5, "4": 6})
+    return pruned
+
+
+def test_rows_counted_by_hand(pruned: fxprune.PrunedModel) -> None:
+    conv, linear = fxprune.report(pruned).rows
+    assert (conv.name, conv.shape, conv.operators) == ("0.weight", (2, 1, 3, 3), ("conv2d",))
+    assert (conv.numel, conv.kept) == (18, 5)
+    assert (conv.macs, conv.nonzero_macs) == (18 * 4, 5 * 4)  # each element is used at 2 x 2 places
+    assert conv.sparsity == pytest.approx(13 / 18)
+    assert (linear.name, linear.shape, linear.operators) == ("4.weight", (3, 8), ("linear",))
+    assert (linear.numel, linear.kept) == (24, 6)
+    assert (linear.macs, linear.nonzero_macs) == (24, 6)
+    assert conv.deployed
+    assert not conv.derived
+
+
+def test_totals_counted_by_hand(pruned: fxprune.PrunedModel) -> None:
+    report = fxprune.report(pruned)
+    parameters = 18 + 2 + 2 + 2 + 24 + 3
+    assert report.totals == {
+        "prunable": 42,
+        "kept": 11,
+        "sparsity": pytest.approx(31 / 42),
+        "parameters": parameters,
+        "sparsity_of_all": pytest.approx(31 / parameters),
+        "macs": 96,
+        "nonzero_macs": 26,
+    }
+    running_statistics, batches_tracked = 4 * 4, 8
+    assert report.dense_bytes == 4 * parameters + running_statistics + batches_tracked
+    assert report.file_bytes is None
+    assert report.record == pruned.record
+
+
+def test_bytes_are_those_of_the_original_model_alone() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    module = Constant()
+    report = fxprune.report(pruned_net(module, 6))
+    assert report.dense_bytes == sum(t.numel() * t.element_size() for t in module.state_dict().values())
+
+
+def test_bytes_follow_the_dtype_and_count_shared_tensors_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    pruned = pruned_net(Tied(), 6)
+    report = fxprune.report(pruned)
+    (row,) = report.rows
+    assert (report.parameters, row.numel, row.kept, row.macs, row.nonzero_macs) == (36, 36, 18, 72, 36)
+    assert row.operators == ("linear", "linear")
+    assert report.dense_bytes == 4 * 36
+    assert fxprune.report(pruned.half()).dense_bytes == 2 * 36
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "macs"),
+    [
+        (nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 5, 5), 25 * 6 * 2 * 9),
+        (nn.Conv2d(4, 4, 3, groups=4, stride=2), (4, 5, 5), 4 * 4 * 9),
+        (nn.Conv1d(2, 3, 3), (2, 6), 4 * 3 * 2 * 3),
+        (nn.Conv3d(1, 2, 2), (1, 3, 3, 3), 8 * 2 * 8),
+        (nn.ConvTranspose2d(3, 2, 2, stride=2), (3, 4, 4), 16 * 3 * 2 * 4),
+        (nn.Linear(4, 5), (7, 4), 7 * 4 * 5),
+    ],
+    ids=["grouped", "depthwise", "1d", "3d", "transposed", "linear of a sequence"],
+)
+@pytest.mark.parametrize("batch", [2, 5])
+def test_macs_of_one_sample(module: nn.Module, shape: tuple[int, ...], macs: int, batch: int) -> None:
+    (row,) = fxprune.report(pruned_net(module, *shape, batch=batch)).rows
+    assert row.macs == macs
+    assert row.nonzero_macs == macs // 2 == macs * row.kept // row.numel
+
+
+def test_skipped_parameters_have_their_reasons(pruned: fxprune.PrunedModel) -> None:
+    report = fxprune.report(pruned)
+    assert set(report.skipped) == {"0.bias", "1.weight", "1.bias", "4.bias"}
+    assert report.skipped["1.weight"] == "scale of batch_norm"
+    assert {*report.skipped, *(row.name for row in report.rows)} == set(dict(pruned.named_parameters()))
+
+
+def test_size_of_the_file(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"12345")
+    report = fxprune.report(pruned, str(path))
+    assert report.file_bytes == 5
+    assert "5 in the ONNX file" in str(report)
+
+
+def test_derived_weights_and_those_only_trained_are_marked() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+            self.extra = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x)
+            return x + self.extra(x) if self.training else x
+
+    report = fxprune.report(pruned_net(Auxiliary(), 6))
+    assert [(row.name, row.derived, row.deployed, row.macs) for row in report.rows] == [
+        ("body.weight", True, True, 36),
+        ("extra.weight", False, False, 0),
+    ]
+    text = str(report)
+    assert "body.weight (derived)" in text
+    assert "extra.weight (training only)" in text
+
+
+# --- how it reads
+
+
+def test_the_text_has_the_numbers(pruned: fxprune.PrunedModel) -> None:
+    text = str(fxprune.report(pruned))
+    conv = next(line for line in text.splitlines() if "0.weight" in line)
+    for number in ("2x1x3x3", "18", "5", "72.22%", "72", "20"):
+        assert number in conv.replace("│", " ").split()
+    assert "11 of 42 prunable kept, sparsity 73.81%" in text
+    assert "60.78% of all 51 parameters removed" in text
+    assert "MACs a sample: 96 dense, 26 with a non-zero weight" in text
+    assert "bytes: 228 of dense parameters and buffers" in text
+    assert "not pruned: 4 parameters: 2 as bias" not in text.replace("bias of conv2d", "")
+    assert "masks: magnitude" in text
+    assert "WARNING" not in text
+    assert "\x1b" not in text  # no colours where nobody sees them
+
+
+def test_warnings(pruned: fxprune.PrunedModel) -> None:
+    keep_first(pruned, **{"0": 0, "4": 6})
+    report = fxprune.report(pruned)
+    assert "WARNING: nothing is left of 1 weights: 0.weight" in str(report)
+    assert report.record is not None
+    cut = replace(report, record=replace(report.record, cut_off=(0, 2)))
+    assert "WARNING: outputs (0, 2) no longer depend on the input" in str(cut)
+
+
+def test_what_the_live_point_and_the_floor_did_is_told(pruned: fxprune.PrunedModel) -> None:
+    from fxprune.live import LiveChange
+
+    report = fxprune.report(pruned)
+    assert report.record is not None
+    changes = (LiveChange("1.weight", "scale of at most 0 counted as one"),)
+    told = replace(report.record, changes=changes, floored=("4.weight",), floor_used=0.1, zero_share=0.25)
+    text = " ".join(str(replace(report, record=told)).split())
+    assert "1 tensors: 1.weight (scale of at most 0 counted as one)" in text
+    assert "floor 0.1 kept more of 1 weights than their ranking: 4.weight" in text
+    assert "25.00% of the saliencies are exactly zero" in text
+
+
+def test_a_model_without_a_record_is_reported_as_well(pruned: fxprune.PrunedModel) -> None:
+    report = replace(fxprune.report(pruned), record=None)
+    assert "masks:" not in str(report)
+    assert json.loads(json.dumps(report.to_json()))["record"] is None
+
+
+@pytest.mark.parametrize("name", ["[bold]", "[/]", "w[0]", "a" * 90])
+def test_any_name_can_be_read(name: str) -> None:
+    module = nn.Sequential()
+    module.add_module(name, nn.Linear(6, 6))
+    report = fxprune.report(pruned_net(module, 6))
+    text = "".join(line.split("│")[1].strip() for line in str(report).splitlines() if "│" in line)
+    assert f"{name}.weight" in text
+
+
+def test_json_has_everything(pruned: fxprune.PrunedModel) -> None:
+    report = fxprune.report(pruned)
+    values = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert values["totals"] == report.totals
+    assert [row["kept"] for row in values["rows"]] == [5, 6]
+    assert values["rows"][0]["sparsity"] == pytest.approx(13 / 18)
+    assert values["rows"][0]["shape"] == [2, 1, 3, 3]
+    assert values["skipped"] == report.skipped
+    assert values["dense_bytes"] == 228
+    assert values["record"]["criterion"] == "magnitude"
+    assert set(values) == set(CompressionReport.__dataclass_fields__) | {"totals"}
+
+
+def test_the_report_changes_nothing(pruned: fxprune.PrunedModel) -> None:
+    state = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    str(fxprune.report(pruned.train()))
+    assert pruned.training
+    assert all(torch.equal(state[name], tensor) for name, tensor in pruned.state_dict().items())
