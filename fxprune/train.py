@@ -163,8 +163,9 @@ def fit(
             output = model(images)
             loss = loss_fn(output, labels)
             if not torch.isfinite(loss):
+                value = float(loss.detach())
                 raise TrainError(
-                    f"the loss became {float(loss.detach())} in step {step + 1} of {steps}; lower lr (now {config.lr:g})"
+                    f"the loss became {value} in step {step + 1} of {steps}; lower lr ({config.lr:g})"
                 )
             loss.backward()
             if config.clip is not None:
