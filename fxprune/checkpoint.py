@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fxprune.capture import capture
 from fxprune.errors import CheckpointError, ModelSpecError
-from fxprune.files import replacing
+from fxprune.files import replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.rewrite import mask_name
 from fxprune.weights import Weights, find_weights
@@ -153,6 +153,7 @@ def save(
         temporary = folder / f".weights-{os.getpid()}.tmp"
         try:
             save_file(_unshared(pruned.state_dict()), temporary)
+            synced(temporary)
             digest = _digest(temporary)
             # named by content: until the last step the manifest that stands names the old file
             final = folder / f"weights-{digest[:12]}.safetensors"

@@ -139,7 +139,7 @@ class CompressionReport:
         record = self.record
         assert record is not None
         lines = [
-            f"masks: {record.criterion}, {record.rounds} rounds, {record.ranking} ranking, seed {record.seed}; "
+            f"masks: {record.criterion}, {record.ranking} ranking, {_rounds(record.rounds)}, seed {record.seed}; "
             f"{record.zero_share:.2%} of the saliencies are exactly zero"
         ]
         if record.sanity:
@@ -158,6 +158,10 @@ class CompressionReport:
         if record.cut_off:
             lines.append(f"WARNING: outputs {record.cut_off} no longer depend on the input")
         return lines
+
+
+def _rounds(count: int) -> str:
+    return "one round" if count == 1 else f"{count} rounds"
 
 
 def report(pruned: PrunedModel, file: str | os.PathLike[str] | None = None) -> CompressionReport:

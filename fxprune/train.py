@@ -46,7 +46,7 @@ class TrainConfig:
             steps (the GraSP paper), ``"constant"``.
         warmup: share of the steps over which the rate rises linearly from zero.
         clip: largest norm of a gradient; None does not clip.
-        seed: of the order of the images.
+        seed: of the order of the images, of dropout and of augmentation.
         device: where to train.
     """
 
@@ -135,6 +135,7 @@ def fit(
     Raises:
         TrainError: the loss is not finite.
     """
+    torch.manual_seed(config.seed)
     try:
         model.to(config.device)
     except RuntimeError as error:  # an unknown name, or a device that is not there
