@@ -25,6 +25,7 @@ from fxprune.capture import capture
 from fxprune.errors import CheckpointError, ModelSpecError
 from fxprune.files import replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
+from fxprune.progress import working
 from fxprune.rewrite import mask_name
 from fxprune.weights import Weights, find_weights
 from fxprune.zoo import ModelSpec, build, runs_user_code
@@ -248,7 +249,8 @@ def load(
         if shape is None:
             raise CheckpointError(f"{folder} records no input shape; give example_inputs=(x,)")
         example_inputs = (torch.zeros(2, *shape),)
-    captured = capture(module, example_inputs or (), example_kwargs)
+    with working("capturing the model"):
+        captured = capture(module, example_inputs or (), example_kwargs)
     weights = _recorded_weights(find_weights(captured), manifest, state, folder)
     masks = {weight.name: state[mask_name(weight)].bool() for weight in weights}
     pruned = PrunedModel(captured, weights, masks, manifest.record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,15 +15,17 @@ from fxprune import criteria
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
 from fxprune.capture import CapturedModel, capture
-from fxprune.criteria.registry import Score
+from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
 from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
+from fxprune.progress import working
+from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
-from fxprune.scoring import Batch, differentiating, prepare, repeatable
+from fxprune.scoring import Batch, Scoring, differentiating, prepare, repeatable
 from fxprune.weights import find_weights
 
 logger = logging.getLogger(__name__)
@@ -96,42 +99,28 @@ def prune(
     batches = None if data is None else replayable(data)
     with repeatable(seed, batches):
         first = _first_inputs(batches)
-    captured = capture(model, *_example(example_inputs, example_kwargs, first))
+    with working("capturing the model"):
+        captured = capture(model, *_example(example_inputs, example_kwargs, first))
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
+    constants = {name: v for name, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
-    constants = {k: v for k, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
     scoring = replace(scoring, constants=constants)
-    masks: Masks | None = None
-    for step in schedule_of(sparsity, rounds, schedule):
-        with kept_by_the_allocator():
-            saliency = chosen.saliency(replace(scoring, masks=masks))
-        saliency = invert(saliency) if sanity == "invert" else saliency
-        if step < sparsity:
-            masks = cut(saliency, step, ranking=ranking, floor=floor, within=masks)
-    if saliency.zero_share > 0.5:
-        logger.warning(
-            "%.0f%% of the saliencies are exactly zero, where %s cannot choose: a closed branch (live=True opens "
-            "it), or numbers too small for %s",
-            100 * saliency.zero_share,
-            chosen.name,
-            next(iter(saliency.values())).dtype,
-        )
-    probe = _probe(captured, first)
-    # paths that the initialisation closes are not cut: training opens them
-    seen = (
-        scoring
-        if at_live_point and chosen.mode == "train"
-        else replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
+    saliency, within, zero_share = _score(
+        chosen, scoring, schedule_of(sparsity, rounds, schedule), ranking, floor, inverted=sanity == "invert"
     )
+    # at the live point, paths that the initialisation closes do not count as cut: training opens them
+    if not (at_live_point and chosen.mode == "train"):
+        scoring = replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
+    probe = _probe(captured, first)
     result = cut_alive(
         saliency,
         sparsity,
-        lambda masks: not cut_off(seen, masks, probe),
+        lambda masks: not cut_off(scoring, masks, probe),
         ranking=ranking,
         floor=floor,
-        within=masks,
+        within=within,
     )
     masks = shuffle(result.masks, seed) if sanity == "shuffle" else result.masks
     record = PruneRecord(
@@ -143,9 +132,9 @@ def prune(
         floor_used=result.floor,
         floored=result.floored,
         live=at_live_point,
-        changes=scoring.changes,
-        zero_share=saliency.zero_share,
-        cut_off=cut_off(seen, masks, probe),
+        changes=scoring.changes if at_live_point else (),
+        zero_share=zero_share,
+        cut_off=cut_off(scoring, masks, probe),
         sanity=sanity,
         seed=seed,
     )
@@ -153,6 +142,42 @@ def prune(
     if sanity == "reinitialise":
         reinitialise(pruned, seed)
     return pruned
+
+
+def _score(
+    criterion: Criterion,
+    scoring: Scoring,
+    sparsities: Sequence[float],
+    ranking: Ranking,
+    floor: float,
+    *,
+    inverted: bool,
+) -> tuple[Saliency, Masks | None, float]:
+    """Score and cut round by round; the last cut is left to the caller.
+
+    Returns:
+        The last saliencies, the masks that they were computed under, and the share of the first
+        saliencies that were exactly zero.
+    """
+    masks: Masks | None = None
+    zero_share = math.nan
+    for sparsity in sparsities:
+        with kept_by_the_allocator():
+            saliency = criterion.saliency(replace(scoring, masks=masks))
+        if masks is None:
+            zero_share = saliency.zero_share
+        saliency = invert(saliency) if inverted else saliency
+        if sparsity < sparsities[-1]:
+            masks = cut(saliency, sparsity, ranking=ranking, floor=floor, within=masks)
+    if zero_share > 0.5:
+        logger.warning(
+            "%.0f%% of the saliencies are exactly zero, where %s cannot choose: a closed branch (live=True opens "
+            "it), or numbers too small for %s",
+            100 * zero_share,
+            criterion.name,
+            next(iter(saliency.values())).dtype,
+        )
+    return saliency, masks, zero_share
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -27,6 +27,17 @@ def shown_on(console: Console) -> Iterator[None]:
         _console.reset(token)
 
 
+@contextlib.contextmanager
+def working(phase: str) -> Iterator[None]:
+    """Say what is going on while the block, whose length nobody knows, goes on."""
+    console = _console.get()
+    if console is None or not console.is_terminal:
+        yield
+        return
+    with console.status(phase):
+        yield
+
+
 def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[T]:
     """Pass `items` through, with a bar and the time left once that takes longer than two seconds.
 

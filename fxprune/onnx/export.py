@@ -22,6 +22,7 @@ from fxprune.files import replacing
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification, verify_onnx
 from fxprune.program import Input, Program
+from fxprune.progress import working
 from fxprune.rewrite import fold
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def export_onnx(
     if target.is_dir():
         raise ExportError(f"{target}: expected a path for a file, got a folder")
     model = copy.deepcopy(pruned).cpu()
-    proto = _to_onnx(model, opset)
+    with working("writing ONNX"):
+        proto = _to_onnx(model, opset)
     for key, value in {**_metadata(model), **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
     if proto.ByteSize() >= _LIMIT:
@@ -83,7 +85,8 @@ def export_onnx(
         with replacing(target) as temporary:
             temporary.write_bytes(proto.SerializeToString())
             del proto
-            result = verify_onnx(temporary, model, tolerance=tolerance)
+            with working("verifying the file"):
+                result = verify_onnx(temporary, model, tolerance=tolerance)
             result.require()
     except OSError as error:
         raise ExportError(
