@@ -77,19 +77,20 @@ def replayable(data: Iterable[T]) -> Iterable[T]:
             f"expected an iterable of batches (inputs, targets), got {_described(data)}; "
             "give a DataLoader or a list of pairs"
         )
-    kept = list(data) if isinstance(data, Iterator) else data
+    # a DataLoader makes an iterator a pass, and draws from its generator for each: it is not asked
+    once = isinstance(data, Iterator) or (not isinstance(data, DataLoader) and iter(data) is iter(data))
+    kept = list(data) if once else data
     if _length(kept) == 0:
         raise DataError("expected at least one batch, got none; check that the iterator was not used up before")
     return kept
 
 
-def check_batch(batch: Any, num_outputs: int | None = None) -> tuple[Inputs, Tensor]:
-    """Check that a batch is `(inputs, targets)`, and that its labels fit the model.
+def check_batch(batch: Any) -> tuple[Inputs, Tensor]:
+    """Check that a batch is `(inputs, targets)`.
 
     Args:
         batch: Inputs are a tensor, a sequence of tensors (positional arguments of the model) or a dict of
             tensors (keyword arguments); targets are a tensor.
-        num_outputs: If given, integer targets must be classes in [0, num_outputs).
 
     Returns:
         Inputs, a list turned into a tuple, and targets.
@@ -107,8 +108,6 @@ def check_batch(batch: Any, num_outputs: int | None = None) -> tuple[Inputs, Ten
         )
     if not isinstance(targets, Tensor):
         raise DataError(f"expected targets as a tensor, got {_described(targets)}; convert them")
-    if num_outputs is not None:
-        _check_labels(targets, num_outputs)
     return tuple(inputs) if isinstance(inputs, list) else inputs, targets
 
 
@@ -235,17 +234,6 @@ def _is_inputs(inputs: object) -> bool:
 def _is_batch(data: Sequence[Any]) -> bool:
     """Whether this is `(inputs, targets)` itself. A list of two batches holds pairs, not tensors."""
     return len(data) == 2 and isinstance(data[1], Tensor)
-
-
-def _check_labels(targets: Tensor, num_outputs: int) -> None:
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        return
-    wrong = targets[(targets < 0) | (targets >= num_outputs)]
-    if wrong.numel():
-        raise DataError(
-            f"expected labels from 0 to {num_outputs - 1}, since the model has {num_outputs} outputs, "
-            f"got {int(wrong[0])}; build the model with as many classes as the data has"
-        )
 
 
 def _length(data: object) -> int | None:

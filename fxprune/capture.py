@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
-from fxprune.program import Input, Program, bind, copy_graph, retarget
+from fxprune.program import Input, Program, attribute, bind, copy_graph, retarget
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Region(nn.Module):
         super().__init__()
         self._parameters, self._buffers, self._modules = state._parameters, state._buffers, state._modules
         self._non_persistent_buffers_set = state._non_persistent_buffers_set
+        self._version = state._version
         self._fxprune = dict(programs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -240,6 +241,7 @@ def _copy_state(module: nn.Module) -> tuple[nn.Module, dict[int, str]]:
         if id(original) in copies:
             return copies[id(original)]  # type: ignore[return-value]
         state = nn.Module()
+        state._version = original._version  # what state dicts say of how to read them
         copies[id(original)] = state
         for name, parameter in original._parameters.items():
             state._parameters[name] = copy_tensor(parameter, prefix + name)
@@ -283,7 +285,7 @@ def _unlift(
             inputs.append(_describe(node, spec.arg, leaves[len(inputs)], exported.range_constraints))
             continue
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-            name = names[id(_attribute(module, spec.target))]
+            name = names[id(attribute(module, spec.target))]
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             name = f"_fxprune_{mode}_{spec.target.replace('.', '_')}"
             state.register_buffer(name, exported.constants[spec.target].detach().clone(), persistent=False)
@@ -299,11 +301,6 @@ def _unlift(
         graph.erase_node(node)
     _tidy(graph)
     return Program(graph, signature, tuple(inputs), exported.call_spec.in_spec, exported.call_spec.out_spec, batch)
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    prefix, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(prefix), name)
 
 
 def _describe(node: fx.Node, argument: Any, leaf: Any, ranges: Mapping[Any, Any]) -> Input:

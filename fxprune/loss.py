@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ def classification(temperature: float = 200.0) -> Loss:
         ScoreError: the temperature is not positive, or the model returns no logits.
         DataError: (when called) a target is no class of the model.
     """
-    if not temperature > 0:
-        raise ScoreError(f"temperature: expected a positive number, got {temperature}")
+    if not isinstance(temperature, Real) or not temperature > 0:
+        raise ScoreError(f"temperature: expected a positive number, got {temperature!r}")
 
     def loss(output: Any, target: Tensor) -> Tensor:
         own = _own_losses(output)
@@ -89,6 +90,10 @@ def _as_classes(target: Tensor, logits: Tensor) -> Tensor:
     """Targets as cross-entropy takes them: class indices of dtype int64, or class probabilities."""
     if len(target) != len(logits):
         raise DataError(f"targets: expected one for each of {len(logits)} samples, got {len(target)}")
+    wanted = logits.shape if target.is_floating_point() else logits.shape[:1] + logits.shape[2:]
+    if target.shape != wanted:
+        kind = "class probabilities" if target.is_floating_point() else "class indices"
+        raise DataError(f"targets: expected {kind} of shape {tuple(wanted)}, got {tuple(target.shape)}")
     if target.is_floating_point():
         return target
     classes = logits.shape[1]

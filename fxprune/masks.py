@@ -91,6 +91,15 @@ def check_sparsity(sparsity: float) -> None:
         )
 
 
+def check_cut(sparsity: float, ranking: str, floor: float) -> None:
+    """Raise `MaskError` unless the arguments of `cut` are in range."""
+    check_sparsity(sparsity)
+    if not isinstance(floor, Real) or not 0 <= floor <= 1:
+        raise MaskError(f"floor: expected a share of the overall density in [0, 1], got {floor!r}")
+    if ranking not in get_args(Ranking):
+        raise MaskError(f"ranking: expected one of {', '.join(get_args(Ranking))}, got {ranking!r}")
+
+
 def kept_count(numel: int, sparsity: float) -> int:
     """How many of `numel` weights are kept: ``numel - floor(sparsity * numel)``."""
     # exact in the decimal that a person wrote: 0.29 of 100 is 29, though 0.29 * 100 < 29 in binary
@@ -107,8 +116,8 @@ def schedule(sparsity: float, rounds: int, kind: Schedule = "exponential") -> li
         MaskError: an argument is out of range.
     """
     check_sparsity(sparsity)
-    if rounds < 1:
-        raise MaskError(f"rounds: expected at least 1, got {rounds}")
+    if not isinstance(rounds, int) or rounds < 1:
+        raise MaskError(f"rounds: expected at least 1, got {rounds!r}")
     if kind not in get_args(Schedule):
         raise MaskError(f"schedule: expected one of {', '.join(get_args(Schedule))}, got {kind!r}")
     steps = [i / rounds for i in range(1, rounds)]
@@ -143,11 +152,7 @@ def cut(
     Raises:
         MaskError: an argument is out of range, or the floor asks for more than the sparsity leaves.
     """
-    check_sparsity(sparsity)
-    if not 0 <= floor <= 1:
-        raise MaskError(f"floor: expected a share of the overall density in [0, 1], got {floor}")
-    if ranking not in get_args(Ranking):
-        raise MaskError(f"ranking: expected one of {', '.join(get_args(Ranking))}, got {ranking!r}")
+    check_cut(sparsity, ranking, floor)
     gone = {name: ~within[name].flatten() for name in saliency} if within is not None else {}
     free = {name: v.numel() - (int(gone[name].sum()) if gone else 0) for name, v in saliency.items()}
     total = kept_count(sum(values.numel() for values in saliency.values()), sparsity)
@@ -227,8 +232,11 @@ def cut_alive(
     used = floor
     masks = cut(saliency, sparsity, ranking=ranking, floor=used, within=within) if used else plain
     while not (fine := alive(masks)) and 0 < used < 1:
-        used = min(1.0, 2 * used)
-        masks = cut(saliency, sparsity, ranking=ranking, floor=used, within=within)
+        higher = min(1.0, 2 * used)
+        try:
+            masks, used = cut(saliency, sparsity, ranking=ranking, floor=higher, within=within), higher
+        except MaskError:  # rounding up in every layer would keep more than the sparsity leaves
+            break
     if used != floor:
         logger.warning("floor raised from %g to %g: below, an output did not depend on the input", floor, used)
     if not fine:

@@ -13,7 +13,8 @@ from fxprune.capture import CapturedModel, Mode
 from fxprune.errors import WeightError
 from fxprune.live import LiveChange
 from fxprune.masks import Masks
-from fxprune.rewrite import check_masks, insert_masks, mask_name, operand_value
+from fxprune.program import operand_value
+from fxprune.rewrite import check_masks, insert_masks, mask_name
 from fxprune.weights import PrunableWeight, Weights
 
 
@@ -112,6 +113,7 @@ class PrunedModel(nn.Module):
         self.__dict__["_fxprune_host"] = host
         self._parameters, self._buffers, self._modules = host._parameters, host._buffers, host._modules
         self._non_persistent_buffers_set = host._non_persistent_buffers_set
+        self._version = host._version
         self.training = host.training
         self.__dict__["weights"], self.__dict__["record"] = weights, record
         self.register_load_state_dict_pre_hook(_keep_masks)  # type: ignore[no-untyped-call]
@@ -172,7 +174,11 @@ class PrunedModel(nn.Module):
             WeightError: a mask cannot be expressed in the original's parameters; names the weights.
         """
         masks = {mask_name(weight) for weight in self.weights}
-        state = {name: t.detach().clone() for name, t in self.state_dict().items() if name not in masks}
+        state = self.state_dict()  # with its metadata, which loading looks at
+        for name in list(state):
+            state[name] = state[name].detach().clone()
+            if name in masks:
+                del state[name]
         impossible = [weight.name for weight in self.weights if not self._zero(weight, state)]
         if impossible and not skip_derived:
             raise WeightError(

@@ -18,14 +18,14 @@ from fxprune.capture import CapturedModel, capture
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
-from fxprune.masks import Masks, Ranking, Schedule, check_sparsity, cut, cut_alive
+from fxprune.masks import Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
 from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
-from fxprune.scoring import Batch, Scoring, differentiating, prepare, repeatable
+from fxprune.scoring import Batch, Scoring, differentiating, on_device, prepare, repeatable
 from fxprune.weights import find_weights
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def prune(
     ranking: Ranking = "global",
     floor: float = DEFAULT_FLOOR,
     live: bool = True,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     sanity: Sanity | None = None,
     seed: int = 0,
 ) -> PrunedModel:
@@ -80,8 +80,8 @@ def prune(
         floor: least density of each weight, as a share of the overall one. It keeps layers from being
             emptied, and is raised where an output would not depend on the input any more.
         live: score at the live point (`fxprune.live`), where no branch is closed by its initialisation.
-        include: globs of weight names to prune; all by default.
-        exclude: globs of weight names to leave dense.
+        include: one glob of weight names to prune, or several; all by default.
+        exclude: one glob of weight names to leave dense, or several.
         sanity: a check of the masks' merit (`fxprune.sanity`): ``"invert"`` keeps what the criterion would
             remove first, ``"shuffle"`` shuffles each mask, ``"reinitialise"`` draws the weights anew.
         seed: of whatever is drawn; the same seed, data and machine give the same masks.
@@ -93,23 +93,23 @@ def prune(
         ScoreError: the criterion is unknown, or gives a number that is not finite.
         MaskError: sparsity, ranking or floor is out of range.
     """
-    check_sparsity(sparsity)
+    check_cut(sparsity, ranking, floor)
     check_sanity(sanity)
+    sparsities = schedule_of(sparsity, rounds, schedule)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)
     with repeatable(seed, batches):
         first = _first_inputs(batches)
     with working("capturing the model"):
-        captured = capture(model, *_example(example_inputs, example_kwargs, first))
+        captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
     constants = {name: v for name, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     scoring = replace(scoring, constants=constants)
-    saliency, within, zero_share = _score(
-        chosen, scoring, schedule_of(sparsity, rounds, schedule), ranking, floor, inverted=sanity == "invert"
-    )
+    inverted = sanity == "invert"
+    saliency, within, zero_share = _score(chosen, scoring, sparsities, ranking, floor, inverted=inverted)
     # at the live point, paths that the initialisation closes do not count as cut: training opens them
     if not (at_live_point and chosen.mode == "train"):
         scoring = replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
@@ -171,8 +171,8 @@ def _score(
             masks = cut(saliency, sparsity, ranking=ranking, floor=floor, within=masks)
     if zero_share > 0.5:
         logger.warning(
-            "%.0f%% of the saliencies are exactly zero, where %s cannot choose: a closed branch (live=True opens "
-            "it), or numbers too small for %s",
+            "%.0f%% of the saliencies are exactly zero, where %s cannot choose: branches closed at initialisation "
+            "(live=True opens them), kernels larger than their input, or numbers too small for %s",
             100 * zero_share,
             criterion.name,
             next(iter(saliency.values())).dtype,
@@ -192,16 +192,16 @@ def _first_inputs(batches: Iterable[Batch] | None) -> Any:
 
 
 def _example(
-    inputs: Tensor | tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, first: Any
+    model: nn.Module, inputs: Tensor | tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, first: Any
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Example inputs as positional and keyword arguments, from the data if none are given."""
     if inputs is None and not kwargs:
         if first is None:
             raise CaptureError("expected example_inputs or data, got neither; give example_inputs=(x,)")
         inputs, kwargs = ((), first) if isinstance(first, Mapping) else (first, None)
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), kwargs or {}
-    return () if inputs is None else (inputs,), kwargs or {}
+    args = tuple(inputs) if isinstance(inputs, (tuple, list)) else () if inputs is None else (inputs,)
+    state = next((t for t in [*model.parameters(), *model.buffers()]), None)
+    return on_device((args, kwargs or {}), state.device) if state is not None else (args, kwargs or {})
 
 
 def _probe(captured: CapturedModel, first: Any) -> Any:

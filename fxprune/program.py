@@ -7,6 +7,7 @@ import keyword
 import linecache
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -183,6 +184,47 @@ class Program:
         return replace(moved, inputs=tuple(inputs))
 
 
+def operand_value(
+    state: nn.Module, program: Program, site: str, replaced: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The value of a node that depends on state alone, detached.
+
+    Args:
+        state: holds the tensors.
+        program: holds the node.
+        site: name of the node.
+        replaced: tensors to take in place of those of `state`, by name.
+    """
+    tensors = dict(replaced or {})
+    graph, target = fx.Graph(), node_named(program.graph, site)
+    if target.op == "get_attr":
+        found = tensors.get(str(target.target), attribute(state, str(target.target)))
+        assert isinstance(found, Tensor)
+        return found.detach()
+    needed = {target}
+    for node in reversed(program.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.op == "get_attr":
+                tensors.setdefault(node.target, attribute(state, node.target))
+    graph.output(copies[target])
+    # buffers are cloned: a weight computed in training mode may update them, as power iteration does
+    root = {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in tensors.items()}
+    with torch.no_grad():
+        value: Tensor = fx.GraphModule(root, graph)()
+    return value
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """What `module` holds at a dotted path."""
+    prefix, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(prefix), name)
+
+
 def retarget(graph: fx.Graph, old: Tensor, new: Tensor) -> None:
     """Replace the device and the dtype of `old` by those of `new` in the arguments of calls, in place."""
 
@@ -272,4 +314,5 @@ def _compile(graph: fx.Graph) -> Callable[..., tuple[Any, ...]]:
     scope = dict(code.globals)
     exec(compile(source, filename, "exec"), scope)
     function: Callable[..., tuple[Any, ...]] = scope["forward"]
+    weakref.finalize(function, linecache.cache.pop, filename, None)
     return function

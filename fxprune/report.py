@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fxprune.errors import ExportError
+from fxprune.masks import Masks
 from fxprune.model import PrunedModel, PruneRecord
 
 
@@ -160,6 +163,23 @@ class CompressionReport:
         return lines
 
 
+def _size_of(file: Path, masks: Masks) -> int:
+    """Bytes of an ONNX file, which must say of itself that it was exported with as many weights kept."""
+    import onnx
+
+    try:
+        entries = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        facts = json.loads(entries["fxprune"])
+    except Exception as error:  # protobuf's errors share no class
+        raise ExportError(f"{file}: expected an ONNX file that fxprune exported, got {error!r}") from error
+    if (facts.get("kept"), facts.get("prunable")) != (masks.kept, masks.numel):
+        raise ExportError(
+            f"{file}: expected the file of this model, with {masks.kept} of {masks.numel} weights kept, got one "
+            f"with {facts.get('kept')} of {facts.get('prunable')}; export the model again"
+        )
+    return file.stat().st_size
+
+
 def _rounds(count: int) -> str:
     return "one round" if count == 1 else f"{count} rounds"
 
@@ -170,8 +190,12 @@ def report(pruned: PrunedModel, file: str | os.PathLike[str] | None = None) -> C
     Args:
         pruned: the model.
         file: its ONNX file, to report the size of.
+
+    Raises:
+        ExportError: the file is not there, or was exported from another model.
     """
     masks = pruned.masks
+    size = None if file is None else _size_of(Path(file), masks)
     rows = []
     for weight in pruned.weights:
         kept = int(masks[weight.name].sum())
@@ -197,6 +221,6 @@ def report(pruned: PrunedModel, file: str | os.PathLike[str] | None = None) -> C
         skipped=dict(pruned.weights.skipped),
         parameters=sum(p.numel() for p in pruned.parameters()),
         record=pruned.record,
-        file_bytes=None if file is None else Path(file).stat().st_size,
+        file_bytes=size,
         dense_bytes=sum(t.numel() * t.element_size() for key, t in state.items() if key not in hidden),
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import CapturedModel, Region
+from fxprune.capture import CapturedModel
 from fxprune.errors import ExportError, MaskError
 from fxprune.masks import Masks
-from fxprune.program import Pass, Program, copy_graph, node_named, state_reads
+from fxprune.program import Pass, attribute, copy_graph, node_named, operand_value, state_reads
 from fxprune.weights import PrunableWeight, Weights
 
 
@@ -77,7 +76,7 @@ def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
         raise ExportError("expected a model that is captured whole, got one captured in parts")
     program = region._fxprune["eval"]
     graph = copy_graph(program.graph)
-    tensors = {str(node.target): _attribute(region, str(node.target)) for node in state_reads(graph)}
+    tensors = {str(node.target): attribute(region, str(node.target)) for node in state_reads(graph)}
     folded = {}
     for weight in weights:
         if "eval" not in weight.sites:
@@ -93,45 +92,13 @@ def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
         folded[weight.name] = constant
     graph.eliminate_dead_code()
     for name, constant in folded.items():
-        if all(node.target != name for node in state_reads(graph)):
-            tensors[name], constant.target = tensors[str(constant.target)], name
+        for node in state_reads(graph):
+            if node.target == name:  # read elsewhere, unmasked: the weight has the name
+                node.target = f"{name}_unmasked"
+                tensors[node.target] = tensors[name]
+        tensors[name], constant.target = tensors[str(constant.target)], name
     graph.lint()
     return fx.GraphModule({name: tensors[name] for name in {str(n.target) for n in state_reads(graph)}}, graph)
-
-
-def operand_value(
-    region: Region, program: Program, site: str, replaced: Mapping[str, Tensor] | None = None
-) -> Tensor:
-    """The value of a node that depends on state alone, detached.
-
-    Args:
-        region: holds the state.
-        program: holds the node.
-        site: name of the node.
-        replaced: tensors to take in place of the region's, by name.
-    """
-    tensors = dict(replaced or {})
-    graph, target = fx.Graph(), node_named(program.graph, site)
-    if target.op == "get_attr":
-        found = tensors.get(str(target.target), _attribute(region, str(target.target)))
-        assert isinstance(found, Tensor)
-        return found.detach()
-    needed = {target}
-    for node in reversed(program.graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        if node in needed:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            if node.op == "get_attr":
-                tensors.setdefault(node.target, _attribute(region, node.target))
-    graph.output(copies[target])
-    # buffers are cloned: a weight computed in training mode may update them, as power iteration does
-    root = {name: t.detach().clone() if isinstance(t, Tensor) else t for name, t in tensors.items()}
-    with torch.no_grad():
-        value: Tensor = fx.GraphModule(root, graph)()
-    return value
 
 
 def _multiply(masks: Mapping[str, str]) -> Pass:
@@ -159,11 +126,6 @@ def _multiplies(node: fx.Node, mask: str) -> bool:
 
 def _local(name: str, region: str) -> str:
     return name.removeprefix(f"{region}.") if region else name
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    prefix, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(prefix), name)
 
 
 def _register(module: nn.Module, path: str, mask: Tensor) -> None:

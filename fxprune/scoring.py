@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -25,8 +24,7 @@ from fxprune.capture import CapturedModel, Mode, Region
 from fxprune.errors import DataError, ScoreError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
-from fxprune.program import Pass, node_named
-from fxprune.rewrite import operand_value
+from fxprune.program import Pass, node_named, operand_value
 from fxprune.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -83,8 +81,9 @@ class Scoring:
         return self.call(args, dict(self.constants))
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Output of the masked network."""
+        """Output of the masked network, on whatever device the inputs are."""
         operands = self.operands
+        args, kwargs = on_device((args, kwargs), next(iter(operands.values())).device)
         masked = {self.leaves[n]: torch.where(m, operands[n], 0.0) for n, m in (self.masks or {}).items()}
         with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
             return torch.func.functional_call(self.model, masked, args, kwargs)
@@ -104,19 +103,28 @@ class Scoring:
         device = next(self.model.parameters()).device
         empty = True
         with repeatable(self.seed, self.batches):
-            for batch in islice(self.batches, start, None):
-                inputs, targets = check_batch(batch)
-                inputs = pytree.tree_map(lambda leaf: _to(leaf, device), inputs)
-                targets = _to(targets, device)
+            for index, batch in enumerate(self.batches):
+                # every batch draws from a seed of its own, whether the batches before it were computed or not
+                torch.manual_seed(self.seed + index)
+                if index < start:
+                    continue
+                inputs, targets = on_device(check_batch(batch), device)
                 empty = False
                 mark = _checksum((inputs, targets))
                 # not kept in a variable here: it would hold this batch's graph while the next one is built
                 yield len(targets), self._loss(inputs, targets) * len(targets), mark
+                torch.manual_seed(self.seed + index)
         if empty and not start:
             raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
 
     def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        loss = self.loss_fn(self.forward(inputs), targets)
+        try:
+            loss = self.loss_fn(self.forward(inputs), targets)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(f"data: the model or its loss cannot take this batch: {reason}") from error
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ScoreError(f"loss_fn: expected one number, the mean over the samples, got {got}")
@@ -224,9 +232,13 @@ def expect(graph: fx.Graph) -> None:
 
 
 def make_twice_differentiable(graph: fx.Graph) -> None:
-    """Rewrite operators whose backward pass has no derivative in torch into equals that have one."""
+    """Rewrite operators whose backward pass has no derivative in torch, or none at zero, into equals that have."""
     for node in list(graph.nodes):
         name = operators.name_of(node)
+        if name == "linalg_vector_norm" and node.args[1:2] in ((), (2,)):
+            with graph.inserting_before(node):
+                result = _euclidean_norm(graph, node)
+            _substitute(graph, node, result)
         if name in ("hardsigmoid", "hardswish"):
             x = node.args[0]
             with graph.inserting_before(node):
@@ -236,6 +248,19 @@ def make_twice_differentiable(graph: fx.Graph) -> None:
                 if name == "hardswish":
                     result = graph.call_function(aten.mul.Tensor, (x, result))
             _substitute(graph, node, result)
+
+
+def _euclidean_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The norm as a root that is kept away from zero, where its derivatives are infinite; 0 there."""
+    x = node.args[0]
+    dims = node.args[2] if len(node.args) > 2 else None
+    keep = node.args[3] if len(node.args) > 3 else False
+    squares = graph.call_function(aten.mul.Tensor, (x, x))
+    total = graph.call_function(aten.sum.dim_IntList, (squares, dims, keep))
+    positive = graph.call_function(aten.gt.Scalar, (total, 0))
+    safe = graph.call_function(aten.where.ScalarOther, (positive, total, 1.0))
+    root = graph.call_function(aten.sqrt.default, (safe,))
+    return graph.call_function(aten.where.ScalarOther, (positive, root, 0.0))
 
 
 def _substitute(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
@@ -278,5 +303,6 @@ def _checksum(batch: Any) -> float:
     )
 
 
-def _to(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+def on_device(tree: Any, device: torch.device) -> Any:
+    """A tree of inputs with its tensors on `device`."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)

@@ -101,6 +101,8 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
         seed=job.seed,
     ).cpu()
     save(pruned, folder, model=spec, input_shape=shape, notes={"data": job.data, "training": []})
+    for stale in (ONNX_FILE, RESULTS_FILE):  # of the checkpoint that stood here before
+        (folder / stale).unlink(missing_ok=True)
     return pruned
 
 
@@ -181,6 +183,8 @@ def _device(name: str) -> torch.device:
         raise RecipeError(f"device: expected cpu, cuda, cuda:N or auto, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device: cuda was asked for, and torch sees no CUDA device here; use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"device: expected cuda:0 to cuda:{torch.cuda.device_count() - 1}, got {name!r}")
     return device
 
 
@@ -225,6 +229,7 @@ class Recipe:
         for table, entry in (("model", "name"), ("prune", "sparsity")):
             if entry not in tables[table]:
                 raise RecipeError(f"{path}: [{table}] lacks {entry!r}")
+        _check_types(path, tables["prune"])
         prune_settings: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()
         }
@@ -243,6 +248,16 @@ def _only(path: Path, where: str, given: Mapping[str, Any], known: Any) -> None:
     for name in given:
         if name not in known:
             raise RecipeError(f"{path}: unknown {name!r} in {where}; there are {', '.join(known)}")
+
+
+def _check_types(path: Path, table: Mapping[str, Any]) -> None:
+    """Hold the settings of [prune] against the types of the defaults of `PruneJob`."""
+    kinds: dict[str, type] = {f.name: type(f.default) for f in fields(PruneJob)} | {"sparsity": float}
+    for name, value in table.items():
+        kind = {tuple: list, type(None): object}.get(kinds[name], kinds[name])
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (kind in (int, float) and isinstance(value, bool)):
+            raise RecipeError(f"{path}: {name} in [prune]: expected {kind.__name__}, got {value!r}")
 
 
 def _model_spec(path: Path, table: Mapping[str, Any]) -> ModelSpec:
@@ -304,8 +319,11 @@ def run(
     verification = export_stage(folder, model=job.spec)
     statistics = report_stage(folder, model=job.spec)
     result = RunResult(dense, untrained, history[-1].test_accuracy, verification, statistics)
-    with replacing(folder / RESULTS_FILE) as temporary:
-        temporary.write_text(json.dumps(result.to_json(), indent=1))
+    try:
+        with replacing(folder / RESULTS_FILE) as temporary:
+            temporary.write_text(json.dumps(result.to_json(), indent=1))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder / RESULTS_FILE}: {error}; free some space") from error
     return result
 
 

@@ -82,12 +82,14 @@ class Weights:
         """Number of prunable elements."""
         return sum(weight.numel for weight in self.prunable)
 
-    def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Weights:
+    def select(self, include: str | Sequence[str] = (), exclude: str | Sequence[str] = ()) -> Weights:
         """Keep the weights whose name matches a glob of `include` (all, if empty) and none of `exclude`.
 
         Raises:
             WeightError: a glob matches no weight, or nothing is left.
         """
+        include = (include,) if isinstance(include, str) else include
+        exclude = (exclude,) if isinstance(exclude, str) else exclude
         for glob in (*include, *exclude):
             if not any(fnmatchcase(weight.name, glob) for weight in self):
                 skipped = [f"{name} ({why})" for name, why in self.skipped.items() if fnmatchcase(name, glob)]
@@ -164,15 +166,22 @@ class _Site:
         shape = self.node.meta["shape"]
         operators_ = tuple(operators.name_of(user) for user, _ in self.uses)
         macs = sum(operators.macs(user, operand) // self._samples(user) for user, operand in self.uses)
+        parameters = tuple(prefix + parameter for parameter in self.parameters)
+        derived = self.node.op != "get_attr"
+
+        def is_other(weight: PrunableWeight) -> bool:
+            same = (weight.shape, weight.parameters, weight.derived) == (shape, parameters, derived)
+            return not same or mode in weight.sites
+
         base, name, serial = prefix + _public_name(self.parameters[0]), "", 1
-        while not name or (name in known and (known[name].shape != shape or mode in known[name].sites)):
+        while not name or (name in known and is_other(known[name])):
             name = base if serial == 1 else f"{base}_{serial}"
             serial += 1
         weight = known.get(name) or PrunableWeight(
             name,
             shape,
-            tuple(prefix + parameter for parameter in self.parameters),
-            self.node.op != "get_attr",
+            parameters,
+            derived,
             operators_,
             0,
             region,

@@ -124,13 +124,11 @@ class ModelSpec:
         return cls(**values)
 
 
-def build(spec: ModelSpec, *, allow_files: bool = True) -> tuple[nn.Module, Shape]:
+def build(spec: ModelSpec) -> tuple[nn.Module, Shape]:
     """Build the model with random weights, drawn from torch's global generator.
 
     Args:
         spec: What to build.
-        allow_files: Whether factories may run. False when the spec comes out of a checkpoint: then only
-            the two libraries' own models are built.
 
     Returns:
         The module in training mode, as its library or factory made it, and the shape of one sample.
@@ -143,11 +141,6 @@ def build(spec: ModelSpec, *, allow_files: bool = True) -> tuple[nn.Module, Shap
         return _build_timm(spec, name)
     if library == "torchvision":
         return _build_torchvision(spec, name)
-    if not allow_files:
-        raise ModelSpecError(
-            f"expected the model to be named again, got {spec.name!r} from a checkpoint, which would run "
-            f"code; if you trust it, name it yourself: {spec.name}"
-        )
     return _build_factory(spec)
 
 

@@ -177,12 +177,11 @@ def test_what_holds_no_batches_is_explained(batches: Any, said: str) -> None:
 
 def test_batches_of_every_kind_pass() -> None:
     x, y = torch.zeros(2, 3), torch.tensor([0, 1])
-    assert check_batch((x, y), 2)[0] is x
-    assert check_batch([x, y], 2)[1] is y
+    assert check_batch((x, y))[0] is x
+    assert check_batch([x, y])[1] is y
     assert check_batch(((x, x), y))[0] == (x, x)
     assert check_batch(([x, x], y))[0] == (x, x)
     assert check_batch(({"image": x}, y))[0] == {"image": x}
-    check_batch((x, torch.tensor([0.5, 7.0])), 2)  # no class numbers
     check_batch((x, torch.tensor([0, 7])))
 
 
@@ -195,16 +194,11 @@ def test_batches_of_every_kind_pass() -> None:
         ((np.zeros(2), torch.zeros(2)), "a tuple or dict of tensors, got ndarray"),
         (((), torch.zeros(2)), "got tuple of 0"),
         ((torch.zeros(2), [0, 1]), "targets as a tensor, got list of 2"),
-        (
-            (torch.zeros(3), torch.tensor([0, 10, 12])),
-            "labels from 0 to 9, since the model has 10 outputs, got 10",
-        ),
-        ((torch.zeros(2), torch.tensor([0, -1])), "got -1"),
     ],
 )
 def test_wrong_batches_are_explained(batch: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
-        check_batch(batch, 10)
+        check_batch(batch)
     assert said in str(caught.value)
 
 
@@ -228,3 +222,18 @@ def test_loaders_that_would_give_nothing_are_refused() -> None:
         loader(Labelled([0] * 9), 16, shuffle=True, seed=0, drop_last=True)
     with pytest.raises(DataError, match="positive batch_size, got 0"):
         loader(Labelled([0]), 0, shuffle=True, seed=0)
+
+
+class Rewindless:
+    """Iterable, no iterator, and yet to be gone through once only."""
+
+    def __init__(self) -> None:
+        self.generator = iter([(torch.zeros(2, 3), torch.tensor([i, i])) for i in range(3)])
+
+    def __iter__(self) -> Any:
+        return self.generator
+
+
+def test_an_iterable_that_hands_out_one_iterator_is_kept() -> None:
+    kept = replayable(Rewindless())
+    assert [len(list(kept)), len(list(kept))] == [3, 3]

@@ -104,8 +104,10 @@ def test_a_standing_checkpoint_is_replaced_by_force_only(run, net: str, pruned: 
     assert code == 2
     assert "--force" in err
     assert (pruned / "fxprune.json").read_text() == manifest
+    (pruned / "model.onnx").write_text("of the checkpoint that is replaced")
     code, _, _ = run(*again, "--force")
     assert code == 0
+    assert not (pruned / "model.onnx").exists()
     assert (pruned / "fxprune.json").read_text() != manifest
 
 
@@ -244,6 +246,8 @@ def test_a_recipe_goes_all_the_way(run, net: str, tmp_path: Path) -> None:
         ("[data]", "[date]", "unknown 'date' in tables"),
         ("per_class", "perclass", "unknown 'perclass' in [prune]"),
         ("[model]", "[model", "expected a recipe in TOML"),
+        ("per_class = 5", 'per_class = "5"', "per_class in [prune]: expected int"),
+        ("per_class = 5", 'live = "false"', "live in [prune]: expected bool"),
         ('name = "digits"', "", "needs [data]"),
         ('input = "1x8x8"', 'input = "many"', "many"),
     ],

@@ -309,3 +309,11 @@ def test_random_saliencies_of_random_shapes() -> None:
         masks = cut(Saliency(saliency), sparsity)
         expected = reference(saliency, kept_count(sum(sizes), sparsity))
         assert all(torch.equal(masks[name], expected[name]) for name in saliency)
+
+
+def test_a_floor_that_cannot_be_raised_further_stays_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """Twelve weights of one element too few: the uniform cut rounds up in each, which is more than there is."""
+    saliency = Saliency({f"{i}": torch.rand(31, generator=torch.Generator().manual_seed(i)) for i in range(12)})
+    result = cut_alive(saliency, 0.9, lambda _: False, floor=0.05)
+    assert result.masks.kept == kept_count(12 * 31, 0.9)
+    assert "does not depend on its input" in caplog.text

@@ -367,3 +367,44 @@ def test_all_masks_empty_gives_what_biases_give() -> None:
     none = Masks({w.name: torch.zeros(w.shape, dtype=torch.bool) for w in weights})
     model = PrunedModel(captured, weights, none)
     assert torch.equal(model(torch.randn(2, 6)), model.get_parameter("fc2.bias").expand(2, -1))
+
+
+def test_state_dicts_say_how_they_are_to_be_read() -> None:
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+            assert metadata.get("version") == 2
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    module, x = Versioned(6, 4), torch.randn(3, 6)
+    model = prune(module, x, sparsity=0.5, criterion="random")
+    module.load_state_dict(model.dense_state_dict())
+    assert torch.equal(module(x), model(x))
+
+
+def test_one_name_is_enough_for_include_and_exclude() -> None:
+    module, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4)), torch.randn(3, 6)
+    assert [w.name for w in prune(module, x, sparsity=0.5, criterion="random", include="1.*").weights] == [
+        "1.weight"
+    ]
+    assert [w.name for w in prune(module, x, sparsity=0.5, criterion="random", exclude="1.*").weights] == [
+        "0.weight"
+    ]
+
+
+def test_a_parameter_used_as_it_is_and_computed_has_the_same_masks_in_both_modes() -> None:
+    class Order(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            plain, scaled = self.weight, self.weight / self.weight.norm()
+            first, second = (plain, scaled) if self.training else (scaled, plain)
+            return F.linear(x, first).tanh() + F.linear(x, second).sin()
+
+    weights = find_weights(capture(Order(), (torch.randn(2, 6),)))
+    plain, scaled = sorted(weights, key=lambda weight: weight.derived)
+    assert set(plain.sites.values()) == {"weight"}
+    assert all(site.startswith("div") for site in scaled.sites.values())

@@ -639,3 +639,16 @@ def test_a_folder_without_permission(small: fxprune.PrunedModel, tmp_path: Path)
             fxprune.export_onnx(small, tmp_path / "net.onnx")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_weight_whose_parameter_is_read_elsewhere_too(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight / self.weight.norm()) + self.weight.sum()
+
+    pruned = fxprune.prune(Both(), torch.randn(2, 6), sparsity=0.5, criterion="random")
+    assert fxprune.export_onnx(pruned, tmp_path / "net.onnx").passed

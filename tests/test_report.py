@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.errors import ExportError
 from fxprune.report import CompressionReport
 
 
@@ -132,10 +133,22 @@ def test_skipped_parameters_have_their_reasons(pruned: fxprune.PrunedModel) -> N
 
 def test_size_of_the_file(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    path.write_bytes(b"12345")
+    fxprune.export_onnx(pruned, path)
     report = fxprune.report(pruned, str(path))
-    assert report.file_bytes == 5
-    assert "5 in the ONNX file" in str(report)
+    assert report.file_bytes == path.stat().st_size
+    assert f"{path.stat().st_size:,} in the ONNX file" in str(report)
+
+
+def test_a_file_of_something_else_is_refused(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
+    for content in (None, b"12345"):
+        if content:
+            (tmp_path / "net.onnx").write_bytes(content)
+        with pytest.raises(ExportError, match="expected an ONNX file that fxprune exported"):
+            fxprune.report(pruned, tmp_path / "net.onnx")
+    other = fxprune.prune(nn.Linear(6, 6), torch.randn(2, 6), sparsity=0.5, criterion="random")
+    fxprune.export_onnx(other, tmp_path / "net.onnx")
+    with pytest.raises(ExportError, match="expected the file of this model"):
+        fxprune.report(pruned, tmp_path / "net.onnx")
 
 
 def test_derived_weights_and_those_only_trained_are_marked() -> None:

