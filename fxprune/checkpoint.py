@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fxprune.capture import capture
 from fxprune.errors import CheckpointError, ModelSpecError
-from fxprune.files import replacing, synced
+from fxprune.files import readable, replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
 from fxprune.rewrite import mask_name
@@ -155,6 +155,7 @@ def save(
         try:
             save_file(_unshared(pruned.state_dict()), temporary)
             synced(temporary)
+            readable(temporary)
             digest = _digest(temporary)
             # named by content: until the last step the manifest that stands names the old file
             final = folder / f"weights-{digest[:12]}.safetensors"
@@ -189,7 +190,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{folder}: expected a checkpoint of fxprune, got a folder without {MANIFEST}")
+        got = f"a folder without {MANIFEST}" if Path(folder).is_dir() else "no such folder"
+        raise CheckpointError(f"{folder}: expected a checkpoint of fxprune, got {got}")
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
@@ -269,7 +271,7 @@ def _module(
     assert spec is not None
     if model is None and runs_user_code(spec):
         raise CheckpointError(
-            f"{folder} was saved from {spec.name}, which is code of your own; name the model again to run it"
+            f"{folder} was saved from {spec.name}, your own code; name the model again to run it (--model)"
         )
     return build(spec)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -47,6 +48,7 @@ def main() -> None:
     from fxprune.progress import shown_on
 
     warnings.simplefilter("ignore")  # torch's own; ours go through logging
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         with shown_on(err):
             app()
@@ -54,13 +56,19 @@ def main() -> None:
         _fail(error, EXIT_CHECK_FAILED)
     except FxpruneError as error:
         _fail(error, EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        err.print("interrupted; what was saved before is whole")
-        sys.exit(EXIT_INTERRUPTED)
+
+
+def _interrupted(*_: object) -> None:
+    _say("interrupted; what was saved before is whole")
+    sys.exit(EXIT_INTERRUPTED)
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False, soft_wrap=True)
 
 
 def _fail(error: Exception, code: int) -> None:
-    err.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+    err.print(f"error: {error}", style="bold red", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -88,8 +96,9 @@ def models(
     from fxprune.zoo import list_models
 
     names = list_models(pattern)
-    _print_json(names) if as_json else out.print("\n".join(names), highlight=False)
+    _print_json(names) if as_json else out.print("\n".join(names), highlight=False, end="\n" if names else "")
     if not names:
+        _say(f"no model of timm or torchvision matches {pattern!r}")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
@@ -122,7 +131,7 @@ def prune(
     live: Annotated[
         bool, typer.Option("--live/--no-live", help="Score where no branch is closed by its initialisation.")
     ] = True,
-    include: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to prune; all.")] = None,  # noqa: UP045
+    include: Annotated[list[str] | None, typer.Option(help="Globs of weights to prune; all by default.")] = None,
     exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
     sanity: Annotated[
         Optional[str],  # noqa: UP045
@@ -142,7 +151,7 @@ def prune(
     """Prune a model at its initialisation and save it as a checkpoint."""
     from fxprune.report import report
     from fxprune.stages import PruneJob, prune_stage
-    from fxprune.zoo import ModelSpec, parse_shape
+    from fxprune.zoo import ModelSpec, parse_shape, runs_user_code
 
     spec = ModelSpec(model, parse_shape(shape) if shape else None, num_classes)
     job = PruneJob(
@@ -165,7 +174,8 @@ def prune(
         device=device,
     )
     _print_report(report(prune_stage(job, output, force=force)), as_json)
-    err.print(f"saved in {output}; next: fxprune train {output}", highlight=False)
+    again = f" --model {model}" if runs_user_code(spec) else ""
+    _say(f"saved in {output}; next: fxprune train {output}{again}")
 
 
 @app.command()
@@ -197,15 +207,15 @@ def train(
     )
 
     def tell(epoch: Epoch) -> None:
-        err.print(
+        _say(
             f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, train {epoch.train_accuracy:.2%}, "
-            f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s",
-            highlight=False,
+            f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s"
         )
 
     history = train_stage(folder, config, data=data, model=_named(model), on_epoch=tell)
     if as_json:
         _print_json([epoch.to_json() for epoch in history])
+    _say(f"saved in {folder}; next: fxprune export {folder}" + (f" --model {model}" if model else ""))
 
 
 @app.command()
@@ -223,15 +233,18 @@ def export(
 
     result = export_stage(folder, file, model=_named(model))
     _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
-    err.print(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes", highlight=False)
+    _say(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes")
 
 
 @app.command()
 def report(folder: Folder, model: Again = None, as_json: AsJson = False) -> None:
     """Print what was removed from a checkpoint's model, what is left, and what it costs."""
-    from fxprune.stages import report_stage
+    from fxprune.stages import ONNX_FILE, report_stage
 
-    _print_report(report_stage(folder, model=_named(model)), as_json)
+    statistics = report_stage(folder, model=_named(model))
+    _print_report(statistics, as_json)
+    if statistics.file_bytes is None and (folder / ONNX_FILE).is_file():
+        _say(f"{folder / ONNX_FILE} is of other weights than these; export again")
 
 
 @app.command()
@@ -251,7 +264,7 @@ def run(
 
     read = Recipe.read(recipe)
     read = replace(read, output=output) if output else read
-    result = run_recipe(read, force=force, say=lambda line: err.print(line, highlight=False))
+    result = run_recipe(read, force=force, say=_say)
     if as_json:
         _print_json(result.to_json())
         return

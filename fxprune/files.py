@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         synced(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        readable(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -34,7 +34,8 @@ def synced(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
+def readable(path: Path) -> None:
+    """Give a file the permissions of an ordinary new one; temporary files start without any for others."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)

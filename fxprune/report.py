@@ -149,11 +149,13 @@ class CompressionReport:
             lines.append(f"sanity check: {record.sanity}")
         if record.changes:
             names = ", ".join(f"{change.name} ({change.change})" for change in record.changes[:3])
-            lines.append(f"live point: changed while scoring: {len(record.changes)} tensors: {names}")
+            more = ", ..." if len(record.changes) > 3 else ""
+            lines.append(f"live point: tensors changed while scoring: {len(record.changes)}: {names}{more}")
         if record.floored:
             lines.append(
                 f"floor {record.floor_used:g} kept more of {len(record.floored)} weights than their ranking: "
                 + ", ".join(record.floored[:3])
+                + (", ..." if len(record.floored) > 3 else "")
             )
         empty = [row.name for row in self.rows if row.kept == 0]
         if empty:

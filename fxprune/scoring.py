@@ -99,7 +99,9 @@ class Scoring:
             DataError: there is no data, or no batch in it.
         """
         if self.batches is None:
-            raise DataError("this criterion needs data: give batches of (inputs, targets)")
+            raise DataError(
+                "this criterion needs data: give batches of (inputs, targets), or --data on the command line"
+            )
         device = next(self.model.parameters()).device
         empty = True
         with repeatable(self.seed, self.batches):

@@ -12,16 +12,20 @@ from typing import Any
 
 import torch
 
+from fxprune import criteria, zoo
 from fxprune import data as data_sets
-from fxprune import zoo
 from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
 from fxprune.errors import CheckpointError, DataError, RecipeError
 from fxprune.files import replacing
+from fxprune.loss import classification
+from fxprune.masks import check_cut
+from fxprune.masks import schedule as sparsities
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
 from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
+from fxprune.sanity import check_sanity
 from fxprune.train import Epoch, TrainConfig, evaluate, fit
 from fxprune.zoo import ModelSpec
 
@@ -67,6 +71,14 @@ class PruneJob:
     sanity: str | None = None
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        # mistakes are told before a model is built and data is read
+        check_cut(self.sparsity, self.ranking, self.floor)
+        sparsities(self.sparsity, self.rounds, self.schedule)  # type: ignore[arg-type]  # checked there
+        check_sanity(self.sanity)
+        criteria.get(self.criterion)
+        classification(self.temperature)
 
     @property
     def spec(self) -> ModelSpec:
@@ -213,7 +225,9 @@ class Recipe:
         """
         try:
             tables = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except OSError as error:
+            raise RecipeError(f"{path}: expected a recipe in TOML, got {error.strerror or error}") from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"{path}: expected a recipe in TOML, got {error}") from error
         known = {"model": ("name", "input", "num_classes", "kwargs"), "data": ("name",), "train": None,
                  "prune": None, "run": ("dense_baseline", "output")}  # fmt: skip

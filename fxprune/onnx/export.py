@@ -116,6 +116,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
                 inputs,
                 dynamo=True,
                 optimize=False,
+                dynamic_shapes=shapes,
                 opset_version=opset,
                 input_names=[leaf.name for leaf in program.inputs],
                 output_names=names,
