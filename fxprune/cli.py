@@ -64,11 +64,11 @@ def _interrupted(*_: object) -> None:
 
 
 def _say(line: str) -> None:
-    err.print(line, highlight=False, soft_wrap=True)
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(error: Exception, code: int) -> None:
-    err.print(f"error: {error}", style="bold red", highlight=False, soft_wrap=True)
+    err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

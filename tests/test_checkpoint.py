@@ -585,7 +585,7 @@ def test_a_users_file_runs_only_when_it_is_named_again(net: Path, tmp_path: Path
     fxprune.save(pruned, tmp_path / "out", model=spec, input_shape=shape)
 
     marker.unlink()
-    with pytest.raises(CheckpointError, match=r"net.py:make_net, which is code of your own; name the model again"):
+    with pytest.raises(CheckpointError, match=r"net.py:make_net, your own code; name the model again"):
         fxprune.load(tmp_path / "out")
     assert not marker.exists()
     assert same_state(fxprune.load(tmp_path / "out", spec), pruned)

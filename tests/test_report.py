@@ -207,7 +207,7 @@ def test_what_the_live_point_and_the_floor_did_is_told(pruned: fxprune.PrunedMod
     changes = (LiveChange("1.weight", "scale of at most 0 counted as one"),)
     told = replace(report.record, changes=changes, floored=("4.weight",), floor_used=0.1, zero_share=0.25)
     text = " ".join(str(replace(report, record=told)).split())
-    assert "1 tensors: 1.weight (scale of at most 0 counted as one)" in text
+    assert "tensors changed while scoring: 1: 1.weight (scale of at most 0 counted as one)" in text
     assert "floor 0.1 kept more of 1 weights than their ranking: 4.weight" in text
     assert "25.00% of the saliencies are exactly zero" in text
 
