@@ -167,7 +167,12 @@ def main() -> None:
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {row['case']} | {cells} | {plain['seconds']:.1f} s, {plain['peak_mb']:.0f} MB |")
     if options.json:
-        options.json.write_text(json.dumps({"command": sys.argv, **_versions(), "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"command": _command(options), **_versions(), "rows": rows}, indent=1))
+
+
+def _command(options: argparse.Namespace) -> str:
+    cases = "".join(f" --case {case}" for case in options.case or ())
+    return f"python benchmarks/scoring.py --repeats {options.repeats}{cases}"
 
 
 def _versions() -> dict[str, Any]:

@@ -426,7 +426,9 @@ def test_lost_weights(saved: Path) -> None:
 @pytest.mark.parametrize("folder", ["missing", ".", "file"])
 def test_what_is_no_checkpoint(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(CheckpointError, match=f"expected a checkpoint of fxprune, got .*without {MANIFEST}"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a checkpoint of fxprune, got (a folder without|no such folder)"
+    ):
         fxprune.load(tmp_path / folder)
 
 
