@@ -337,12 +337,16 @@ def _finite_or_inf(bound: Any) -> float:
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Move state reads and inputs to the front, drop checks and unused reads, replace metadata by sizes."""
+    """Drop checks and unused reads, make views safe, replace metadata by sizes."""
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)  # holds only for the dtype and device of the example
         elif node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:
+            # whether a view is legal depends on strides, and these on the kernel that attention runs by:
+            # on another device, or where a second derivative is asked for, it is another one
+            node.target = torch.ops.aten.reshape.default
     for node in graph.nodes:
         node.meta = _sizes(node.meta.get("val"))
 
