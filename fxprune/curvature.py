@@ -39,8 +39,8 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
 
     Double backward: the gradient is differentiated once more, in the direction of itself, batch by batch,
     since H is the sum of the batches' Hessians. The direction is known only after all batches: the
-    graph of a batch's gradient waits for it in memory while the budget lasts (9 units of a forward pass),
-    and the batches after that are computed again (12 units).
+    graph of a batch's gradient waits for it in memory while the budget lasts, and the
+    batches after that are computed again.
 
     Raises:
         DataError: the data of the second pass is not that of the first.
