@@ -13,7 +13,9 @@ import torch
 
 # Parameters of glibc's mallopt, from malloc.h, with their defaults.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_TRIM_DEFAULT, _MMAP_DEFAULT = 128 * 1024, 65536
+_TRIM_DEFAULT, _MMAP_DEFAULT, _NEVER = 128 * 1024, 65536, -1
+
+SHARE = 0.6  # of the free memory, for what may be kept: other processes need some, and so do peaks
 
 
 def free(device: torch.device) -> int:
@@ -38,21 +40,27 @@ def used(device: torch.device) -> int:
         return 0
 
 
+def release() -> None:
+    """Give what is freed back to the system now, where the C library can."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def kept_by_the_allocator() -> Iterator[None]:
     """Keep freed memory in the process inside the block, and give it back to the system at its end.
 
     By default glibc returns every large block at once, and the kernel clears its pages anew for the next
-    tensor of the same size. ``benchmarks/scoring.py``, run with and without the variable below, shows what
-    that costs. Does nothing where the C library is another one, or where ``FXPRUNE_MALLOC=system`` asks
-    for that.
+    tensor of the same size. Inside the block all tensors lie in the heap, which does not shrink.
+    ``benchmarks/scoring.py``, run with and without the variable below, shows what that saves. Does nothing
+    where the C library is another one, or where ``FXPRUNE_MALLOC=system`` asks for that.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.get("FXPRUNE_MALLOC") == "system":
         yield
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
     try:
         yield
     finally:

@@ -82,6 +82,14 @@ def source(node: fx.Node) -> fx.Node:
     return node
 
 
+def changed(node: fx.Node) -> list[fx.Node]:
+    """The arguments that a call changes in place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    written = [arg.alias_info is not None and arg.alias_info.is_write for arg in node.target._schema.arguments]
+    return [arg for arg, is_ in zip(node.args, written, strict=False) if is_ and isinstance(arg, fx.Node)]
+
+
 def weight_slots(node: fx.Node) -> list[fx.Node]:
     """The arguments of a node that are weights by their place, as the weight of a convolution is."""
     return _nodes_at(node, _WEIGHT_SLOTS.get(name_of(node), ()))

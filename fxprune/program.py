@@ -147,7 +147,11 @@ class Program:
         return any(leaf.shape is not None and None in leaf.shape for leaf in self.inputs)
 
     def run(self, state: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the graph on the tensors that `state` holds.
+        """Call the graph on the tensors that `state` holds; raises as `leaves` does."""
+        return pytree.tree_unflatten(self.function(state, *self.leaves(args, kwargs)), self.out_spec)
+
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The graph's flat inputs for a call with these arguments.
 
         Raises:
             CaptureError: the inputs differ from the captured ones in structure, in a fixed size, or in
@@ -161,7 +165,7 @@ class Program:
             )
         for leaf, expected in zip(leaves, self.inputs, strict=True):
             expected.check(leaf)
-        return pytree.tree_unflatten(self.function(state, *leaves), self.out_spec)
+        return leaves
 
     def rewritten(self, *passes: Pass) -> Program:
         """A new program: a copy of the graph, changed in place by each pass in turn, and linted."""

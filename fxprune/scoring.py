@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from fxprune import operators
+from fxprune import distributed, operators
 from fxprune.batches import check_batch
 from fxprune.capture import CapturedModel, Mode, Region
+from fxprune.doubly import make_doubly_differentiable
 from fxprune.errors import DataError, ScoreError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
@@ -75,25 +75,50 @@ class Scoring:
 
     def forward(self, inputs: Any) -> Any:
         """Output for a tensor, for a tuple of positional inputs or for a dict of inputs by name."""
+        return self.call(*self.arguments(inputs))
+
+    def arguments(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments by position and by keyword, on the weights' device."""
+        args: tuple[Any, ...] = ()
         if isinstance(inputs, Mapping):
-            return self.call((), {**self.constants, **inputs})
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        return self.call(args, dict(self.constants))
+            kwargs = {**self.constants, **inputs}
+        else:
+            args, kwargs = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), dict(self.constants)
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = on_device((args, kwargs), self._device)
+        return arguments
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Output of the masked network, on whatever device the inputs are."""
-        operands = self.operands
-        args, kwargs = on_device((args, kwargs), next(iter(operands.values())).device)
-        masked = {self.leaves[n]: torch.where(m, operands[n], 0.0) for n, m in (self.masks or {}).items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
-            return torch.func.functional_call(self.model, masked, args, kwargs)
+        args, kwargs = on_device((args, kwargs), self._device)
+        return torch.func.functional_call(self.model, self.state(), args, kwargs)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights as the network reads them, masked, by their names in `model`."""
+        return {self.leaves[name]: self.masked(name, operand) for name, operand in self.operands.items()}
+
+    def masked(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of a weight's shape with zeros where the weight is removed."""
+        masks = self.masks or {}
+        return torch.where(masks[name], tensor, 0.0) if name in masks else tensor
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def singly(self) -> Scoring:
         """The same with every sample as a batch of its own."""
         return replace(self, batches=None if self.batches is None else _Singly(self.batches))
 
-    def passes(self, start: int = 0) -> Iterator[tuple[int, Tensor, float]]:
+    def passes(
+        self, start: int = 0, value: Callable[[Any, Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor, float]]:
         """For each batch from `start` on, its number of samples, the sum of their losses, and a checksum.
+
+        Where there are several processes (`fxprune.distributed`), only this one's batches count.
+
+        Args:
+            start: the batches before this one are left out.
+            value: is summed in place of the loss: a function of inputs and targets, a mean over the samples.
 
         Raises:
             DataError: there is no data, or no batch in it.
@@ -102,35 +127,44 @@ class Scoring:
             raise DataError(
                 "this criterion needs data: give batches of (inputs, targets), or --data on the command line"
             )
-        device = next(self.model.parameters()).device
-        empty = True
+        value = value or (lambda inputs, targets: self.loss_of(self.forward(inputs), targets))
+        index, place = -1, -1  # among all batches, and among those of this process
         with repeatable(self.seed, self.batches):
             for index, batch in enumerate(self.batches):
                 # every batch draws from a seed of its own, whether the batches before it were computed or not
                 torch.manual_seed(self.seed + index)
-                if index < start:
+                place += distributed.is_mine(index)
+                if place < start or not distributed.is_mine(index):
                     continue
-                inputs, targets = on_device(check_batch(batch), device)
-                empty = False
+                inputs, targets = on_device(check_batch(batch), self._device)
                 mark = _checksum((inputs, targets))
                 # not kept in a variable here: it would hold this batch's graph while the next one is built
-                yield len(targets), self._loss(inputs, targets) * len(targets), mark
+                yield len(targets), _computed(value, inputs, targets) * len(targets), mark
                 torch.manual_seed(self.seed + index)
-        if empty and not start:
+        if index < 0:
             raise DataError("data: expected batches of (inputs, targets), got none; is the loader empty?")
 
-    def _loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        try:
-            loss = self.loss_fn(self.forward(inputs), targets)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(f"data: the model or its loss cannot take this batch: {reason}") from error
+    def loss_of(self, output: Any, targets: Tensor) -> Tensor:
+        """The loss of an output.
+
+        Raises:
+            ScoreError: the loss is not one number.
+        """
+        loss = self.loss_fn(output, targets)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ScoreError(f"loss_fn: expected one number, the mean over the samples, got {got}")
         return loss
+
+
+def _computed(value: Callable[[Any, Tensor], Tensor], inputs: Any, targets: Tensor) -> Tensor:
+    try:
+        return value(inputs, targets)
+    except (torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"data: the model or its loss cannot take this batch: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -191,7 +225,9 @@ def _make_leaves(
     for name, attribute in leaves.items():
         region.register_parameter(attribute, nn.Parameter(values[name]))
     reads = {site: leaves[name] for name, site in sites.items()}
-    region._fxprune[mode] = region._fxprune[mode].rewritten(_read(reads), expect, make_twice_differentiable)
+    region._fxprune[mode] = region._fxprune[mode].rewritten(
+        _read(reads), out_of_place, expect, make_doubly_differentiable
+    )
     return leaves
 
 
@@ -215,6 +251,25 @@ _TRAINING_FLAG = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "featu
 _DROP_RATE = {"lstm": 5, "gru": 5, "rnn_tanh": 5, "rnn_relu": 5, "scaled_dot_product_attention": 4}
 
 
+def out_of_place(graph: fx.Graph) -> None:
+    """Replace calls that change a tensor in place by those that return a new one, and drop what nobody reads.
+
+    Buffers are then no longer updated, of which scoring needs nothing. A change of a view stays: whatever else
+    shows the same memory sees it.
+    """
+    for node in list(graph.nodes):
+        changed = operators.changed(node)
+        if len(changed) != 1 or operators.source(changed[0]) is not changed[0]:
+            continue
+        packet = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        if packet is None or node.target._overloadname not in packet.overloads():
+            continue
+        node.target = getattr(packet, node.target._overloadname)
+        for user in [user for user in changed[0].users if user > node]:
+            user.replace_input_with(changed[0], node)
+    graph.eliminate_dead_code()
+
+
 def expect(graph: fx.Graph) -> None:
     """Replace random operators by their expectation, so that every pass sees one and the same network."""
     for node in list(graph.nodes):
@@ -231,38 +286,6 @@ def expect(graph: fx.Graph) -> None:
             with graph.inserting_before(node):
                 rate = graph.call_function(aten.full_like.default, node.args[:2])
             _substitute(graph, node, rate)
-
-
-def make_twice_differentiable(graph: fx.Graph) -> None:
-    """Rewrite operators whose backward pass has no derivative in torch, or none at zero, into equals that have."""
-    for node in list(graph.nodes):
-        name = operators.name_of(node)
-        if name == "linalg_vector_norm" and node.args[1:2] in ((), (2,)):
-            with graph.inserting_before(node):
-                result = _euclidean_norm(graph, node)
-            _substitute(graph, node, result)
-        if name in ("hardsigmoid", "hardswish"):
-            x = node.args[0]
-            with graph.inserting_before(node):
-                raised = graph.call_function(aten.add.Tensor, (x, 3))
-                gate = graph.call_function(aten.clamp.default, (raised, 0, 6))
-                result = graph.call_function(aten.div.Tensor, (gate, 6))
-                if name == "hardswish":
-                    result = graph.call_function(aten.mul.Tensor, (x, result))
-            _substitute(graph, node, result)
-
-
-def _euclidean_norm(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """The norm as a root that is kept away from zero, where its derivatives are infinite; 0 there."""
-    x = node.args[0]
-    dims = node.args[2] if len(node.args) > 2 else None
-    keep = node.args[3] if len(node.args) > 3 else False
-    squares = graph.call_function(aten.mul.Tensor, (x, x))
-    total = graph.call_function(aten.sum.dim_IntList, (squares, dims, keep))
-    positive = graph.call_function(aten.gt.Scalar, (total, 0))
-    safe = graph.call_function(aten.where.ScalarOther, (positive, total, 1.0))
-    root = graph.call_function(aten.sqrt.default, (safe,))
-    return graph.call_function(aten.where.ScalarOther, (positive, root, 0.0))
 
 
 def _substitute(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:

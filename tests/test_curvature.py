@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize, remove_weight_norm
+from torch.utils import _pytree as pytree
 
-from fxprune import capture, find_weights
+from fxprune import capture, find_weights, hessian
 from fxprune.criteria import get
-from fxprune.curvature import gradient, gradient_norm, hessian_gradient_product
+from fxprune.curvature import gradient, gradient_norm
 from fxprune.errors import DataError, ScoreError
+from fxprune.hessian import hessian_gradient_product
 from fxprune.loss import classification
 from fxprune.scoring import Scoring, prepare
 
@@ -193,14 +195,36 @@ def test_gradients_of_a_masked_model_are_those_of_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["conv_net", "self_attention", "lstm", "standardised"])
-def test_graphs_that_wait_and_graphs_that_are_computed_again_give_the_same_bits(name: str) -> None:
+def test_graphs_that_wait_and_graphs_that_are_built_again_give_the_same_bits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     captured, weights = captured_case(name)
     batches = [CASES[name].batch(4, seed=seed) for seed in range(3)]
     scoring = prepare(captured, weights, batches, classification())
-    kept, again = (hessian_gradient_product(replace(scoring, memory=m)) for m in (1 << 40, 0))
+    kept = hessian_gradient_product(replace(scoring, memory=1 << 40))
+    monkeypatch.setattr(hessian._Waiting, "offer", lambda self, gradient: False)
+    again = hessian_gradient_product(replace(scoring, memory=1 << 40))
     # torch differentiates a recurrent layer by another kernel when the gradient is to have a graph
     tolerance = 1e-6 * max(float(values.abs().max()) for values in kept.values()) if name == "lstm" else 0.0
     assert all(torch.allclose(kept[n], again[n], rtol=0, atol=tolerance) for n in kept)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_derivatives_along_the_gradient_give_the_same_product(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    captured, weights = captured_case(name)
+    captured.host.double()
+    samples = [CASES[name].batch(4, seed=seed) for seed in range(2)]
+    batches = [(pytree.tree_map(_double, inputs), targets) for inputs, targets in samples]
+    scoring = prepare(captured, weights, batches, classification())
+    with torch.random.fork_rng():
+        kept, lean = (hessian_gradient_product(replace(scoring, memory=m)) for m in (1 << 40, 0))
+    scale = max(float(values.abs().max()) for values in kept.values())
+    assert all(torch.allclose(kept[n], lean[n], rtol=1e-8, atol=1e-10 * scale) for n in kept)
+    assert "no derivatives along the gradient" not in caplog.text
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def test_chunks_of_one_batch_are_one_batch() -> None:

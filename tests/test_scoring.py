@@ -10,7 +10,7 @@ from cases import CASES, DropPath, Hard, captured_case, leaves
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import capture, curvature, find_weights
+from fxprune import capture, find_weights, hessian
 from fxprune.errors import DataError
 from fxprune.loss import classification
 from fxprune.scoring import Scoring, prepare
@@ -228,18 +228,19 @@ def test_random_numbers_do_not_depend_on_how_many_graphs_are_kept(monkeypatch: p
     scoring = prepare(captured, find_weights(captured), batches, classification())
     found = []
     for kept in (0, 1, 3):
-        monkeypatch.setattr(curvature._Waiting, "offer", _keeping(kept))
-        found.append(curvature.hessian_gradient_product(replace(scoring, memory=1 << 40)))
+        monkeypatch.setattr(hessian._Waiting, "offer", _keeping(kept))
+        found.append(hessian.hessian_gradient_product(replace(scoring, memory=1 << 40)))
     for name, values in found[0].items():
         assert torch.equal(found[1][name], values)
         assert torch.equal(found[2][name], values)
 
 
-def _keeping(count: int) -> Callable[..., None]:
-    def offer(self: curvature._Waiting, gradient: list[Tensor]) -> None:
+def _keeping(count: int) -> Callable[..., bool]:
+    def offer(self: hessian._Waiting, gradient: list[Tensor]) -> bool:
         self.open = len(self.gradients) < count
         if self.open:
             self.gradients.append(gradient)
+        return self.open
 
     return offer
 
@@ -260,7 +261,7 @@ def test_the_norm_of_a_vector_of_zeros_has_a_second_derivative() -> None:
     torch.testing.assert_close(scoring.forward(x), model(x))
     x[0] = 0
     scoring = replace(scoring, batches=[(x, torch.arange(4))])
-    assert all(p.isfinite().all() and p.any() for p in curvature.hessian_gradient_product(scoring).values())
+    assert all(p.isfinite().all() and p.any() for p in hessian.hessian_gradient_product(scoring).values())
 
 
 def test_what_the_model_cannot_take_is_no_traceback() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxprune.criteria.registry import register
-from fxprune.curvature import hessian_gradient_product
+from fxprune.hessian import hessian_gradient_product
 from fxprune.scoring import Scoring
 
 

@@ -1,0 +1,56 @@
+"""Several processes, one set of scores: each takes its share of the batches, and sums are added up.
+
+`torch.distributed` does the work, under whatever backend the program has initialised (``torchrun`` starts
+the processes); where it is not initialised, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fxprune.errors import ScoreError
+
+
+def active() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_mine(index: int) -> bool:
+    """Whether the batch of this index is this process's to compute: they go round."""
+    return not active() or index % dist.get_world_size() == dist.get_rank()
+
+
+def add_up(tensors: Sequence[Tensor], count: int) -> int:
+    """Add tensors up over the processes, in place, and return the sum of the counts."""
+    if not active():
+        return count
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+    total = torch.tensor([count], device=tensors[0].device)
+    dist.all_reduce(total)
+    return int(total)
+
+
+def require_equal(tensors: Iterable[Tensor]) -> None:
+    """Check that all processes hold the same values.
+
+    Raises:
+        ScoreError: they do not.
+    """
+    if not active():
+        return
+    sums = torch.stack([tensor.detach().sum(dtype=torch.float64).cpu() for tensor in tensors])
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    least, most = sums.to(device), sums.to(device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if not torch.equal(least, most):
+        raise ScoreError(
+            "the processes hold different weights: expected the same model in each; seed them alike before it is "
+            "built, or load one state dict"
+        )
