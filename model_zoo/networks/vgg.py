@@ -29,7 +29,8 @@ class Vgg(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(convolutions):
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
                 inputs = outputs
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, num_classes)
