@@ -8,11 +8,12 @@ back-propagate, build the graph of the gradient, back-propagate its inner produc
 is the baseline. Overlap is the share of the weights which the reference keeps that the other keeps too; a global
 ranking without a floor, at 80, 90 and 98% sparsity.
 
-Where a network is smooth, 100% is to be had. A ReLU has a kink: of the millions of numbers that pass one, a few are
-so near zero that float32 and float64 differ about their signs, and each such flip moves all scores a little. In
-small ResNets (eight draws) overlap was 100% where nothing flipped, and 99.5 to 99.96% where one or two numbers did.
-Which ones flip is up to the last bits of the forward pass: code that rounds otherwise than the baseline flips others,
-and may come out better or worse in a single draw by more than any error of its own. Hence means over some seeds.
+Where a network is smooth, 100% is to be had. A ReLU has a kink: of the millions of numbers that pass one, a few
+are so near zero that float32 and float64 differ about their signs, and each such flip moves all scores a little.
+In small ResNets (eight draws) overlap was 100% where nothing flipped, and 99.5 to 99.96% where one or two
+numbers did. Which ones flip is up to the last bits of the forward pass: code that rounds otherwise than the
+baseline flips others, and may come out better or worse in a single draw by more than any error of its own. Hence
+means over some seeds.
 
 Images are of Fashion-MNIST, or scikit-learn's digits where it is absent, class-balanced and in one batch.
 """
