@@ -235,7 +235,7 @@ def table(rows: Sequence[Row], temperature: float) -> Iterator[str]:
             norms.setdefault((row["sparsity"], row["method"]), {})[row["seed"]] = row["norm"]
         dense = norms.pop((0.0, DENSE), {})
         yield f"**{network}**, {', '.join(sorted({row['data'] for row in own}))}; dense: {_cell(dense)}\n"
-        yield f"| sparsity | {' | '.join(METHODS)} |"
+        yield f"| sparsity | {' | '.join(map(_escaped, METHODS))} |"
         yield "|---" * (len(METHODS) + 1) + "|"
         sparsities = sorted({sparsity for sparsity, _ in norms})
         for sparsity in sparsities:
@@ -257,18 +257,26 @@ def _cell(by_seed: Mapping[int, float]) -> str:
     if not by_seed:
         return ""
     count = "" if len(by_seed) == len(SEEDS) else f", {len(by_seed)} seeds"
-    return f"{_mean(by_seed):.3g} ({min(by_seed.values()):.2g} to {max(by_seed.values()):.2g}{count})"
+    return f"{_short(_mean(by_seed))} ({_short(min(by_seed.values()))} to {_short(max(by_seed.values()))}{count})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def _escaped(method: str) -> str:
+    return method.replace("|", r"\|")
 
 
 def _verdict(sparsity: float, found: Mapping[str, Mapping[int, float]]) -> str:
-    """Which methods have a larger mean than GraSP, and in how many seeds it has the larger norm."""
+    """Which methods have a larger mean than GraSP, and in how many seeds GraSP has the larger norm."""
     grasp = found["grasp"]
     larger = [method for method in found if _mean(found[method]) > _mean(grasp)]
     smaller = [method for method in found if found[method] and 0 <= _mean(found[method]) < _mean(grasp)]
 
     def named(methods: Sequence[str]) -> str:
         counts = {m: [grasp[seed] > found[m][seed] for seed in grasp if seed in found[m]] for m in methods}
-        return ", ".join(f"{m} ({sum(won)} of {len(won)})" for m, won in counts.items()) or "none"
+        return ", ".join(f"{_escaped(m)} ({sum(won)} of {len(won)})" for m, won in counts.items()) or "none"
 
     best = "GraSP is the largest" if not larger else f"GraSP is **not** the largest: below {named(larger)}"
     return f"- {100 * sparsity:g}%: {best}; above {named(smaller)}."
