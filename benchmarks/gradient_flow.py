@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_flow.py --out flow.jsonl          # all; an interrupted run goes on where it was
     python benchmarks/gradient_flow.py --out flow.jsonl --network resnet32 --sparsity 0.98
-    python benchmarks/gradient_flow.py --table flow.jsonl        # Markdown
+    python benchmarks/gradient_flow.py --table flow.jsonl        # Markdown; --into FILE puts it between two marks
 
 For each seed a network is drawn and scored with every criterion on 100 training images, ten a class; the weights
 are cut by one global ranking, without a floor and without the live point (these networks have no closed
@@ -249,6 +249,18 @@ def table(rows: Sequence[Row], temperature: float) -> Iterator[str]:
         yield ""
 
 
+MARKS = ("<!-- made by gradient_flow.py: begin -->\n", "<!-- end -->\n")
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, mark, rest = page.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (mark and end):
+        raise SystemExit(f"{page}: expected the lines {MARKS[0].strip()!r} and {MARKS[1].strip()!r}")
+    page.write_text(f"{before}{mark}\n{text}\n{end}{after}")
+
+
 def _mean(by_seed: Mapping[int, float]) -> float:
     return statistics.fmean(by_seed.values()) if by_seed else -1.0
 
@@ -287,6 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="measure, and append a line of JSON for each figure")
     parser.add_argument("--table", type=Path, help="print the figures of such a file")
+    parser.add_argument("--into", type=Path, help="page of Markdown that takes the table")
     parser.add_argument("--network", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sparsity", nargs="+", type=float, choices=SPARSITIES, default=list(SPARSITIES))
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
@@ -295,7 +308,10 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, default=Path("out/gradient_flow"), help="folder for saliencies")
     options = parser.parse_args()
     if options.table:
-        print("\n".join(table(read_rows(options.table), options.temperature)))
+        text = "\n".join(table(read_rows(options.table), options.temperature))
+        print(text)
+        if options.into:
+            put_into(options.into, text)
     if not options.out:
         return
     append(options.out, versions())
