@@ -268,12 +268,12 @@ def _mean(by_seed: Mapping[int, float]) -> float:
 def _cell(by_seed: Mapping[int, float]) -> str:
     if not by_seed:
         return ""
-    count = "" if len(by_seed) == len(SEEDS) else f", {len(by_seed)} seeds"
+    count = "" if len(by_seed) == len(SEEDS) else f", {len(by_seed)} of {len(SEEDS)} seeds"
     return f"{_short(_mean(by_seed))} ({_short(min(by_seed.values()))} to {_short(max(by_seed.values()))}{count})"
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 99 else f"{value:.2g}"
 
 
 def _escaped(method: str) -> str:
