@@ -52,7 +52,7 @@ from fxprune.weights import Weights
 from fxprune.zoo import ModelSpec, build
 
 SPARSITIES = (0.9, 0.98)
-FLOORS = (0.0, 0.02, 0.05, 0.1, 0.2)
+FLOORS = (0.0, 0.02, 0.05, 0.2)
 SIZES = (128, 112, 160, 192, 224)
 CLASSES, IMAGES = 10, 4
 SECONDS, BYTES = 240, 12 * 2**30
