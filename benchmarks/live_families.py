@@ -46,6 +46,7 @@ from fxprune.errors import FxpruneError
 from fxprune.loss import classification
 from fxprune.masks import cut
 from fxprune.memory import kept_by_the_allocator
+from fxprune.pipeline import DEFAULT_FLOOR
 from fxprune.saliency import Saliency
 from fxprune.scoring import Scoring, prepare
 from fxprune.weights import Weights
@@ -53,6 +54,7 @@ from fxprune.zoo import ModelSpec, build
 
 SPARSITIES = (0.9, 0.98)
 FLOORS = (0.0, 0.02, 0.05, 0.2)
+LARGE = 8_000_000  # prunable weights above which 90% and the default floor have to do
 SIZES = (128, 112, 160, 192, 224)
 CLASSES, IMAGES = 10, 4
 SECONDS, BYTES = 240, 12 * 2**30
@@ -81,10 +83,12 @@ def measure(name: str, say: Say = lambda _: None) -> Row:
         "zero_share": {},
         "cuts": [],
     }
+    large = row["prunable"] > LARGE
+    sparsities, floors = (SPARSITIES[:1], (0.0, DEFAULT_FLOOR)) if large else (SPARSITIES, FLOORS)
     for point, saliency in _scores(captured, weights, batch, scoring):
         row["zero_share"][point] = round(saliency.zero_share, 4)
-        for sparsity in SPARSITIES:
-            for floor in FLOORS if point == "live" else FLOORS[:1]:
+        for sparsity in sparsities:
+            for floor in floors if point == "live" else FLOORS[:1]:
                 found = _examine(scoring, saliency, sparsity, floor, dense, batch[0])
                 row["cuts"].append({"point": point, "sparsity": sparsity, "floor": floor, **found})
         say(row)
@@ -252,15 +256,15 @@ def table(rows: list[Row]) -> str:
     lines = [
         f"{len(rows)} families, {len(measured)} measured; {closed} have something for the live point to open.",
         "",
-        "| sparsity | scored | floor | no weight emptied | no output cut off | no weight silenced | all three "
-        "| weights emptied | weights silenced |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| sparsity | scored | floor | families | no weight emptied | no output cut off | no weight silenced "
+        "| all three | weights emptied | weights silenced |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     keys = [("plain", 0.0), ("warm-up", 0.0), *(("live", floor) for floor in FLOORS)]
     for sparsity in SPARSITIES:
         for point, floor in keys:
             cuts = [found for row in measured for found in row["cuts"] if _key(found) == (sparsity, point, floor)]
-            lines.append(_line(cuts, len(measured), sparsity, point, floor))
+            lines += [_line(cuts, sparsity, point, floor)] if cuts else []
     for row in rows:
         if row["status"] != "measured":
             lines += ["", f"Not measured: {row['model']} ({row['parameters'] / 1e6:.1f} M): {row['status']}."]
@@ -271,16 +275,18 @@ def _key(found: Row) -> tuple[float, str, float]:
     return found["sparsity"], found["point"], found["floor"]
 
 
-def _line(cuts: list[Row], models: int, sparsity: float, point: str, floor: float) -> str:
+def _line(cuts: list[Row], sparsity: float, point: str, floor: float) -> str:
     lost = ("emptied", "cut_off", "silenced")
-    shares = [_share(sum(not found[loss] for found in cuts), models) for loss in lost]
-    shares.append(_share(sum(not any(found[loss] for loss in lost) for found in cuts), models))
+    shares = [_share(sum(not found[loss] for found in cuts), len(cuts)) for loss in lost]
+    shares.append(_share(sum(not any(found[loss] for loss in lost) for found in cuts), len(cuts)))
     totals = [sum(found[loss] for found in cuts) for loss in ("emptied", "silenced")]
-    return f"| {sparsity:.0%} | {point} | {floor:g} | " + " | ".join(map(str, shares + totals)) + " |"
+    return (
+        f"| {sparsity:.0%} | {point} | {floor:g} | {len(cuts)} | " + " | ".join(map(str, shares + totals)) + " |"
+    )
 
 
-def _share(count: int, models: int) -> str:
-    return f"{count} ({count / models:.0%})" if models else "0"
+def _share(count: int, of: int) -> str:
+    return f"{count} ({count / of:.0%})"
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def test_families_count_what_is_alive_and_what_was_not_measured(scripts: tuple[M
     families, *_ = scripts
     text = families.table([row(), row(silenced=3), row(emptied=2, silenced=2), row("time limit")])
     assert "4 families, 3 measured; 3 have something" in text
-    assert "| 90% | live | 0 | 2 (67%) | 3 (100%) | 1 (33%) | 1 (33%) | 2 | 5 |" in text
+    assert "| 90% | live | 0 | 3 | 2 (67%) | 3 (100%) | 1 (33%) | 1 (33%) | 2 | 5 |" in text
     assert "Not measured: m (1.0 M): time limit." in text
 
 
