@@ -54,7 +54,7 @@ from fxprune.zoo import ModelSpec, build
 
 SPARSITIES = (0.9, 0.98)
 FLOORS = (0.0, 0.02, 0.05, 0.2)
-LARGE = 8_000_000  # prunable weights above which 90% and the default floor have to do
+LARGE = 1_000_000  # prunable weights above which 90% and three floors have to do
 SIZES = (128, 112, 160, 192, 224)
 CLASSES, IMAGES = 10, 4
 SECONDS, BYTES = 240, 12 * 2**30
@@ -84,7 +84,7 @@ def measure(name: str, say: Say = lambda _: None) -> Row:
         "cuts": [],
     }
     large = row["prunable"] > LARGE
-    sparsities, floors = (SPARSITIES[:1], (0.0, DEFAULT_FLOOR)) if large else (SPARSITIES, FLOORS)
+    sparsities, floors = (SPARSITIES[:1], (0.0, DEFAULT_FLOOR, 0.2)) if large else (SPARSITIES, FLOORS)
     for point, saliency in _scores(captured, weights, batch, scoring):
         row["zero_share"][point] = round(saliency.zero_share, 4)
         for sparsity in sparsities:

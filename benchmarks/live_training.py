@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import platform
 import statistics
@@ -75,9 +76,9 @@ class Method:
 
 _VIT = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
 CASES = {
-    "regnety_002": Case(ModelSpec("timm:regnety_002", SHAPE, CLASSES), 0.1, 2048, 2),
-    "vit": Case(ModelSpec("timm:vit_tiny_patch16_224", SHAPE, CLASSES, _VIT), 0.05, 2048, 2),
-    "resnet18": Case(ModelSpec("timm:resnet18", SHAPE, CLASSES), 0.1, 2048, 1),
+    "regnety_002": Case(ModelSpec("timm:regnety_002", SHAPE, CLASSES), 0.1, 3072, 1),
+    "vit": Case(ModelSpec("timm:vit_tiny_patch16_224", SHAPE, CLASSES, _VIT), 0.05, 3072, 1),
+    "resnet18": Case(ModelSpec("timm:resnet18", SHAPE, CLASSES), 0.1, 3072, 1),
 }
 METHODS: dict[str, Method | None] = {
     "dense": None,
@@ -146,27 +147,20 @@ def _tensors(samples: Any) -> TensorDataset:
     return TensorDataset(torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs]))
 
 
-def run(file: Path, names: list[str]) -> None:
-    """Add the rows that the file lacks; seeds and sparsities come after methods, so that a part is of use."""
+def run(file: Path, names: list[str], sparsities: list[float]) -> None:
+    """Add the rows that the file lacks."""
     if not file.exists():
         _append(file, {"versions": _versions()})
     for name in names:
         case = CASES[name]
         found = images(case)
         captured = capture(build(case.model)[0], (torch.zeros(4, *SHAPE),))
-        for sparsity in SPARSITIES:
-            for seed in SEEDS:
-                done = {_key(row): row for row in read(file)[1:]}
-                lacking = [method for method in METHODS if (name, sparsity, seed, method) not in done]
-                _initialise(captured, case, seed)
-                for method in lacking:
-                    _append(file, _row(file, captured, found, name, method, sparsity, seed))
-                    print(json.dumps(read(file)[-1]), flush=True)
-
-
-def _initialise(captured: CapturedModel, case: Case, seed: int) -> None:
-    torch.manual_seed(seed)
-    captured.host.load_state_dict(build(case.model)[0].state_dict())
+        for sparsity, seed, method in itertools.product(sparsities, SEEDS, METHODS):
+            if (name, sparsity, seed, method) not in {_key(row) for row in read(file)[1:]}:
+                torch.manual_seed(seed)
+                captured.host.load_state_dict(build(case.model)[0].state_dict())
+                _append(file, _row(file, captured, found, name, method, sparsity, seed))
+                print(json.dumps(read(file)[-1]), flush=True)
 
 
 def _row(
@@ -254,11 +248,12 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="JSON lines: versions, then a row a trained network")
     parser.add_argument("--table", action="store_true", help="print the table of what the file holds")
     parser.add_argument("--case", choices=CASES, action="append", help="all by default")
+    parser.add_argument("--sparsity", type=float, action="append", help="all by default")
     options = parser.parse_args()
     if options.table:
         print(table(read(options.file)[1:]))
     else:
-        run(options.file, options.case or list(CASES))
+        run(options.file, options.case or list(CASES), options.sparsity or list(SPARSITIES))
 
 
 if __name__ == "__main__":
