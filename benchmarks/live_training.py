@@ -46,6 +46,7 @@ from fxprune.zoo import ModelSpec, build
 
 SHAPE, CLASSES, PER_CLASS = (1, 32, 32), 10, 10
 TEST = 2000
+BATCH = 32  # small, so that there are enough steps for the running statistics to forget where they started
 SEEDS = (0, 1, 2)
 SPARSITIES = (0.95, 0.98)
 
@@ -76,9 +77,9 @@ class Method:
 
 _VIT = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
 CASES = {
-    "regnety_002": Case(ModelSpec("timm:regnety_002", SHAPE, CLASSES), 0.1, 3072, 1),
+    "regnety_002": Case(ModelSpec("timm:regnety_002", SHAPE, CLASSES), 0.05, 3072, 1),
     "vit": Case(ModelSpec("timm:vit_tiny_patch16_224", SHAPE, CLASSES, _VIT), 0.05, 3072, 1),
-    "resnet18": Case(ModelSpec("timm:resnet18", SHAPE, CLASSES), 0.1, 3072, 1),
+    "resnet18": Case(ModelSpec("timm:resnet18", SHAPE, CLASSES), 0.05, 3072, 1),
 }
 METHODS: dict[str, Method | None] = {
     "dense": None,
@@ -148,19 +149,21 @@ def _tensors(samples: Any) -> TensorDataset:
 
 
 def run(file: Path, names: list[str], sparsities: list[float]) -> None:
-    """Add the rows that the file lacks."""
+    """Add the rows that the file lacks, seed by seed, so that a part of them compares methods as well."""
     if not file.exists():
         _append(file, {"versions": _versions()})
-    for name in names:
-        case = CASES[name]
-        found = images(case)
-        captured = capture(build(case.model)[0], (torch.zeros(4, *SHAPE),))
-        for sparsity, seed, method in itertools.product(sparsities, SEEDS, METHODS):
-            if (name, sparsity, seed, method) not in {_key(row) for row in read(file)[1:]}:
-                torch.manual_seed(seed)
-                captured.host.load_state_dict(build(case.model)[0].state_dict())
-                _append(file, _row(file, captured, found, name, method, sparsity, seed))
-                print(json.dumps(read(file)[-1]), flush=True)
+    prepared = {name: _prepared(CASES[name]) for name in names}
+    for sparsity, seed, name, method in itertools.product(sparsities, SEEDS, names, METHODS):
+        if (name, sparsity, seed, method) not in {_key(row) for row in read(file)[1:]}:
+            captured, found = prepared[name]
+            torch.manual_seed(seed)
+            captured.host.load_state_dict(build(CASES[name].model)[0].state_dict())
+            _append(file, _row(file, captured, found, name, method, sparsity, seed))
+            print(json.dumps(read(file)[-1]), flush=True)
+
+
+def _prepared(case: Case) -> tuple[CapturedModel, ImageData]:
+    return capture(build(case.model)[0], (torch.zeros(4, *SHAPE),)), images(case)
 
 
 def _row(
@@ -186,8 +189,8 @@ def _train(
     """Train a masked network, and leave `captured`, whose memory it shares, as it was."""
     start = _copied(captured)
     model = PrunedModel(captured, weights, masks)
-    config = TrainConfig(epochs=case.epochs, lr=case.rate, batch_size=64, seed=seed)
-    brief = replace(found, test=Subset(found.test, range(64)))  # it is tested after the last epoch only
+    config = TrainConfig(epochs=case.epochs, lr=case.rate, batch_size=BATCH, seed=seed)
+    brief = replace(found, test=Subset(found.test, range(BATCH)))  # it is tested after the last epoch only
     history = fit(model, brief, config)
     row = {"accuracy": round(evaluate(model, found), 4), "loss": round(history[-1].loss, 4)}
     captured.host.load_state_dict(start)
