@@ -249,12 +249,13 @@ def _versions() -> dict[str, str]:
 # --- the table
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], families: int) -> str:
     """Markdown: of all families, how many each way keeps alive, and what the others lose."""
     measured = [row for row in rows if row["status"] == "measured"]
     closed = sum(row["live_changes"] > 0 for row in measured)
     lines = [
-        f"{len(rows)} families, {len(measured)} measured; {closed} have something for the live point to open.",
+        f"{len(measured)} of {families} families measured, {len(rows) - len(measured)} over the limits, "
+        f"{families - len(rows)} not tried yet; {closed} have something for the live point to open.",
         "",
         "| sparsity | scored | floor | families | no weight emptied | no output cut off | no weight silenced "
         "| all three | weights emptied | weights silenced |",
@@ -297,7 +298,8 @@ def main() -> None:
     parser.add_argument("--one", metavar="MODEL", help="print the row of this timm model, and write nothing")
     options = parser.parse_args()
     if options.table:
-        print(table(read(options.file)[1:]))
+        head, *rows = read(options.file)
+        print(table(rows, len(head["models"])))
     elif options.one:
         print(json.dumps(guarded(options.one)))
     else:

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/live_point.md: rows become the right table, and masks are those of `prune`."""
+"""The scripts behind benchmarks/live_point.md: rows become the right table, and masks are those of `prune`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def row(status: str = "measured", **losses: int) -> dict[str, object]:
 
 def test_families_count_what_is_alive_and_what_was_not_measured(scripts: tuple[ModuleType, ...]) -> None:
     families, *_ = scripts
-    text = families.table([row(), row(silenced=3), row(emptied=2, silenced=2), row("time limit")])
-    assert "4 families, 3 measured; 3 have something" in text
+    text = families.table([row(), row(silenced=3), row(emptied=2, silenced=2), row("time limit")], 9)
+    assert "3 of 9 families measured, 1 over the limits, 5 not tried yet; 3 have something" in text
     assert "| 90% | live | 0 | 3 | 2 (67%) | 3 (100%) | 1 (33%) | 1 (33%) | 2 | 5 |" in text
     assert "Not measured: m (1.0 M): time limit." in text
 
