@@ -241,7 +241,7 @@ def _cell(rows: list[Row]) -> str:
     deviation = f" ± {statistics.stdev(accuracies):.1f}" if len(rows) > 1 else ""
     seeds = "" if len(rows) == len(SEEDS) else f", {len(rows)} of {len(SEEDS)} seeds"
     emptied = statistics.mean(row["emptied"] for row in rows)
-    lost = f" ({emptied:.3g} of {rows[0]['weights']} emptied)" if emptied else ""
+    lost = f" ({emptied:.2g} of {rows[0]['weights']} emptied)" if emptied else ""
     return f"{statistics.mean(accuracies):.1f}{deviation}{seeds}{lost}"
 
 
