@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,31 +40,52 @@ class FirstPass:
     marks: list[float]
 
 
-def first_pass(scoring: Scoring, offer: Callable[[list[Tensor]], bool] | None = None) -> FirstPass:
+class Keeper(Protocol):
+    """Keeps gradients with their graphs."""
+
+    def wants(self, samples: int) -> bool:
+        """Whether to build the graph of the gradient of a batch with so many samples."""
+
+    def offer(self, gradient: list[Tensor]) -> None:
+        """Take a gradient with its graph, or leave it."""
+
+
+def first_pass(scoring: Scoring, keeper: Keeper | None = None) -> FirstPass:
     """The gradient of the mean loss, summed up batch by batch.
 
     Args:
         scoring: the network and its data.
-        offer: is given the gradient of each batch with its graph, and says whether it wants that of the next.
+        keeper: is offered the gradients of those batches that it wants.
     """
     operands = list(scoring.operands.values())
-    total = [torch.zeros_like(operand) for operand in operands]
-    samples, wanted = 0, offer is not None
+    total: list[Tensor] = []
+    samples = 0
     marks: list[float] = []
     for count, loss, mark in track(scoring.passes(), "gradient", scoring.batch_count):
         samples += count
+        wanted = keeper is not None and keeper.wants(count)
         own = differentiate(loss, operands, create_graph=wanted)
-        for name, sum_, part in zip(scoring.leaves, total, own, strict=True):
+        for name, part in zip(scoring.leaves, own, strict=True):
             require_finite(name, part, f"gradient on batch {len(marks)}")
-            sum_ += part.detach()
+        total = added(total, [part.detach() for part in own], keep=wanted)
         marks.append(mark)
-        if wanted and offer is not None:
-            wanted = offer(own)
+        if wanted and keeper is not None:
+            keeper.offer(own)
         del own, loss
+    total = total or [torch.zeros_like(operand) for operand in operands]  # all batches went to others
     samples = distributed.add_up(total, samples)
     for sum_ in total:
         sum_ /= samples
     return FirstPass(by_name(scoring, total), samples, marks)
+
+
+def added(total: list[Tensor], parts: list[Tensor], *, keep: bool = False) -> list[Tensor]:
+    """The sums so far with `parts` added in place; the first parts become the sums, copied to `keep` them."""
+    if not total:
+        return [part.clone() if keep or 0 in part.stride() else part for part in parts]
+    for sum_, part in zip(total, parts, strict=True):
+        sum_ += part
+    return total
 
 
 def differentiate(value: Tensor, operands: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def _segment(calls: Sequence[fx.Node]) -> _Segment:
 def _cuts(calls: Sequence[fx.Node]) -> list[int]:
     """Where segments start, and the end: a choice between many small crossings and few large segments."""
     place = {call: i for i, call in enumerate(calls)}
-    sizes = [_size(call) for call in calls]
+    sizes = [operators.allocated(call) for call in calls]
     ends = list(itertools.accumulate(sizes, initial=0))
     last = {call: i for i, call in enumerate(calls)}
     for call in calls:
@@ -189,11 +188,3 @@ def _cost(cuts: Sequence[int], ends: Sequence[int], crossing: Sequence[int]) -> 
     """Elements in memory at once: all crossings, and the largest segment with as much again to work in."""
     largest = max(ends[b] - ends[a] for a, b in itertools.pairwise(cuts))
     return sum(crossing[cut] for cut in cuts) + 2 * largest
-
-
-def _size(node: fx.Node) -> int:
-    """Elements that a call allocates, at the captured batch size; none for a view."""
-    if operators.source(node) is not node:
-        return 0
-    shapes = [node.meta["shape"]] if "shape" in node.meta else [u.meta.get("shape", ()) for u in node.users]
-    return sum(math.prod(shape) for shape in shapes)

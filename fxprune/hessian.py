@@ -15,12 +15,12 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune import distributed, memory
+from fxprune import distributed, memory, operators
 from fxprune.capture import Region
-from fxprune.curvature import by_name, differentiate, first_pass
+from fxprune.curvature import added, by_name, differentiate, first_pass
 from fxprune.directional import Directional
 from fxprune.errors import DataError
 from fxprune.progress import track
@@ -30,6 +30,8 @@ from fxprune.scoring import Scoring, differentiating
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_ACTIVATIONS = 2  # the graph of a gradient holds values of the forward pass, and as many of the backward pass
 
 
 @differentiating()
@@ -46,20 +48,21 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
         ScoreError: a result is not finite; names the weight, and the batch where one is to blame.
     """
     waiting = _Waiting(scoring)
-    first = first_pass(scoring, waiting.offer if waiting.open else None)
+    first = first_pass(scoring, waiting)
     kept = len(waiting.gradients)
     logger.info("Hessian-gradient product: the graphs of %d of %d batches were kept", kept, len(first.marks))
     if not waiting.fits:
         memory.release()
     direction = list(first.gradient.values())
-    total = [torch.zeros_like(part) for part in direction]
+    total: list[Tensor] = []
     products = chain(
         (_along(own, direction, scoring) for own in _emptied(waiting.gradients)),
         _without_graphs(scoring, direction, first.marks, kept, lean=not waiting.fits),
     )
     for product in track(products, "Hessian-gradient product", len(first.marks)):
-        for sum_, part in zip(total, product, strict=True):
-            sum_ += part
+        total = added(total, product)
+        del product
+    total = total or [torch.zeros_like(part) for part in direction]
     distributed.add_up(total, 0)
     result = by_name(scoring, total)
     for name, sum_ in result.items():
@@ -71,34 +74,48 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
 class _Waiting:
     """Gradients of the first batches, with their graphs, as many as the memory budget allows.
 
-    One more may stay while twice what the largest has taken is left: graphs of equal batches are equal,
-    and their second derivatives need room to work.
+    One more is taken while twice what it needs is left: second derivatives need room to work. What it
+    needs is at first estimated, then what the largest before it has taken: graphs of equal batches are equal.
 
     Attributes:
         gradients: of the first batches.
-        open: whether the next batch may have a graph.
         fits: whether the graph of one batch is within the budget.
     """
 
     def __init__(self, scoring: Scoring) -> None:
         self.gradients: list[list[Tensor]] = []
-        self._device = next(iter(scoring.operands.values())).device
-        budget = memory.free(self._device) * memory.SHARE if scoring.memory is None else scoring.memory
-        self._left = budget
-        self._last, self._largest = memory.used(self._device), 0
-        self.open = self.fits = budget > 0
+        self.fits, self._open = False, True
+        operands = list(scoring.operands.values())
+        self._device = operands[0].device
+        self._left = memory.free(self._device) * memory.SHARE if scoring.memory is None else scoring.memory
+        self._before, self._largest = memory.used(self._device), 0
+        self._gradient = sum(operand.nbytes for operand in operands)
+        self._sample = _ACTIVATIONS * _bytes_per_sample(scoring.model)
 
-    def offer(self, gradient: list[Tensor]) -> bool:
-        """Keep a gradient if there is room; whether the next one may have a graph as well."""
+    def wants(self, samples: int) -> bool:
+        """Whether a graph fits; after one that did not, none does: those that wait are of the first batches."""
+        needed = max(self._largest, self._gradient + samples * self._sample)
+        self._open = self._open and self._left > 2 * needed
+        self.fits = self.fits or self._open
+        return self._open
+
+    def offer(self, gradient: list[Tensor]) -> None:
+        """Keep a gradient."""
         now = memory.used(self._device)
-        self._largest = max(self._largest, now - self._last)
-        self._left -= now - self._last
-        self._last = now
-        self.open = self._left > 2 * self._largest
-        if self.open:
-            self.gradients.append(gradient)
-        self.fits = self.open or bool(self.gradients)
-        return self.open
+        self._largest = max(self._largest, now - self._before)
+        self._left -= now - self._before
+        self._before = now
+        self.gradients.append(gradient)
+
+
+def _bytes_per_sample(model: nn.Module) -> float:
+    """What the values of a graph take, for each sample; 0 for what is not one graph."""
+    if not isinstance(model, Region):
+        return 0
+    program = model._fxprune["train" if model.training else "eval"]
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    size = sum(operators.allocated(call) * call.meta.get("dtype", torch.float32).itemsize for call in calls)
+    return size / max(1, program.batch)
 
 
 def _without_graphs(
@@ -109,7 +126,7 @@ def _without_graphs(
     if lean and start < len(marks):
         try:
             slope = _slope(scoring, by_name(scoring, direction))
-            products = (differentiate(value, operands) for value in _repeated(scoring, marks, start, slope))
+            products = _gradients(_repeated(scoring, marks, start, slope), operands)
             yield next(products)
         except torch.OutOfMemoryError:
             raise
@@ -118,8 +135,19 @@ def _without_graphs(
         else:
             yield from products
             return
-    for loss in _repeated(scoring, marks, start):
-        yield _along(differentiate(loss, operands, create_graph=True), direction, scoring)
+    for gradient in _gradients(_repeated(scoring, marks, start), operands, create_graph=True):
+        yield _along(gradient, direction, scoring)
+        del gradient
+
+
+def _gradients(
+    values: Iterator[Tensor], operands: list[Tensor], *, create_graph: bool = False
+) -> Iterator[list[Tensor]]:
+    """Gradients of one value after the other; of their graphs nothing is left when the next is computed."""
+    for value in values:
+        gradient = [differentiate(value, operands, create_graph=create_graph)]
+        del value
+        yield gradient.pop()
 
 
 def _along(gradient: list[Tensor], direction: Sequence[Tensor], scoring: Scoring) -> list[Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fxprune import operators
 from fxprune.capture import CapturedModel
+from fxprune.seeds import stream
 from fxprune.weights import Weights
 
 # LayerScale starts between 1e-6 and 1e-1 (CaiT: 0.1 to 1e-6 by depth), open branches at or near 1.
@@ -65,7 +66,7 @@ def open_branches(scoring: CapturedModel, weights: Weights) -> list[LiveChange]:
 
 def revive(operands: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Tensor]]:
     """Fresh values for the weights that are all zero: normal, of He et al.'s variance ``2 / fan_in``."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "live point")
     for name, value in operands.items():
         if not bool(value.any()):
             deviation = math.sqrt(2 * value.shape[0] / value.numel())

@@ -82,6 +82,14 @@ def source(node: fx.Node) -> fx.Node:
     return node
 
 
+def allocated(node: fx.Node) -> int:
+    """Elements that a call makes room for, at the captured batch size; none for a view."""
+    if source(node) is not node:
+        return 0
+    shapes = [node.meta["shape"]] if "shape" in node.meta else [user.meta.get("shape", ()) for user in node.users]
+    return sum(math.prod(shape) for shape in shapes)
+
+
 def changed(node: fx.Node) -> list[fx.Node]:
     """The arguments that a call changes in place."""
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune import criteria
+from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
 from fxprune.capture import CapturedModel, capture
@@ -58,6 +58,9 @@ def prune(
 
     ``live=False, floor=0`` gives the GraSP paper to the letter.
 
+    Where `torch.distributed` is initialised, as under ``torchrun``, every process calls this with the same
+    model and the same batches; each scores its share of the batches, and all get the same masks.
+
     Args:
         model: any module, on any device.
         example_inputs: what `model` is called with; by default the inputs of the first batch of `data`.
@@ -90,11 +93,13 @@ def prune(
         CaptureError: the model cannot be captured.
         WeightError: a glob matches nothing, or there is nothing to prune.
         DataError: the data is not batches of inputs and targets, or does not fit the model.
-        ScoreError: the criterion is unknown, or gives a number that is not finite.
+        ScoreError: the criterion is unknown, or gives a number that is not finite, or the processes hold
+            different models.
         MaskError: sparsity, ranking or floor is out of range.
     """
     check_cut(sparsity, ranking, floor)
     check_sanity(sanity)
+    distributed.require_equal(model.parameters())
     sparsities = schedule_of(sparsity, rounds, schedule)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)

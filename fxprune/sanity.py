@@ -18,6 +18,7 @@ from fxprune.errors import MaskError
 from fxprune.masks import Masks
 from fxprune.model import PrunedModel
 from fxprune.saliency import Saliency
+from fxprune.seeds import stream
 
 Sanity = Literal["invert", "shuffle", "reinitialise"]
 
@@ -35,7 +36,7 @@ def invert(saliency: Saliency) -> Saliency:
 
 def shuffle(masks: Mapping[str, Tensor], seed: int = 0) -> Masks:
     """Each mask with its elements in random order; every weight keeps as many as before."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "shuffled masks")
     return Masks({name: _permuted(mask, generator) for name, mask in masks.items()})
 
 
@@ -44,7 +45,7 @@ def reinitialise(pruned: PrunedModel, seed: int = 0) -> None:
 
     That draws weights anew from the very distribution they had, whatever the model's initialisation is.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = stream(seed, "shuffled weights")
     parameters = dict(pruned.named_parameters(remove_duplicate=False))
     names = dict.fromkeys(weight.parameters[0] for weight in pruned.weights)
     with torch.no_grad():

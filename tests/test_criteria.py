@@ -189,3 +189,11 @@ def test_grasp_keeps_the_gradient_flow(sparsity: float) -> None:
             scoring = prepare(pruned.captured, pruned.weights, [measure_on], LOSS)
             flow[name] += gradient_norm(scoring)
     assert flow["grasp"] > 2 * flow["reversed"]
+
+
+def test_random_masks_do_not_follow_the_weights_that_the_same_seed_drew() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 10))
+    pruned = prune(model, torch.zeros(2, 50), sparsity=0.5, criterion="random", seed=0, floor=0)
+    pairs = torch.stack([model[0].weight.detach().flatten(), pruned.masks["0.weight"].flatten().float()])
+    assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.1

@@ -228,21 +228,19 @@ def test_random_numbers_do_not_depend_on_how_many_graphs_are_kept(monkeypatch: p
     scoring = prepare(captured, find_weights(captured), batches, classification())
     found = []
     for kept in (0, 1, 3):
-        monkeypatch.setattr(hessian._Waiting, "offer", _keeping(kept))
+        monkeypatch.setattr(hessian._Waiting, "wants", _keeping(kept))
         found.append(hessian.hessian_gradient_product(replace(scoring, memory=1 << 40)))
     for name, values in found[0].items():
         assert torch.equal(found[1][name], values)
         assert torch.equal(found[2][name], values)
 
 
-def _keeping(count: int) -> Callable[..., bool]:
-    def offer(self: hessian._Waiting, gradient: list[Tensor]) -> bool:
-        self.open = len(self.gradients) < count
-        if self.open:
-            self.gradients.append(gradient)
-        return self.open
+def _keeping(count: int) -> Callable[[hessian._Waiting, int], bool]:
+    def wants(self: hessian._Waiting, samples: int) -> bool:
+        self.fits = True
+        return len(self.gradients) < count
 
-    return offer
+    return wants
 
 
 def test_the_norm_of_a_vector_of_zeros_has_a_second_derivative() -> None:
