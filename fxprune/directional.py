@@ -23,9 +23,10 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from fxprune import operators
+from fxprune import memory, operators
 from fxprune.program import Program, attribute
 
+_CPU = torch.device("cpu")
 _LIMITS = 24  # how many sizes of segments are tried, each 0.8 of the one before
 
 # A value and its derivative: trees of one structure, the second with None where nothing depends on the direction.
@@ -59,18 +60,20 @@ class Directional:
 
     Args:
         program: without calls that change a tensor in place.
+        ceiling: where the process holds more bytes of main memory than this, what the C library has kept of freed
+            tensors is given back, between segments: scattered among others, it is of little use for new ones.
 
     Raises:
         NotImplementedError: there is such a call.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, ceiling: int | None = None) -> None:
         calls = [node for node in program.graph.nodes if node.op == "call_function"]
         _load_forward_derivatives()
         changing = next((call for call in calls if operators.changed(call)), None)
         if changing is not None:
             raise NotImplementedError(f"{changing.name} changes a tensor in place")
-        self._program = program
+        self._program, self._ceiling = program, ceiling
         self._segments = [_segment(calls[a:b]) for a, b in itertools.pairwise(_cuts(calls))]
 
     def __call__(
@@ -103,11 +106,24 @@ class Directional:
                 duals[node] = (value, direction.get(name))
         for segment in self._segments:
             flat = [duals[node][part] for part in (0, 1) for node in segment.inputs]
-            result = checkpoint(segment.run, *flat, use_reentrant=False, early_stop=False)
+            if segment is self._segments[-1]:  # the backward pass starts here, with all that is remembered
+                result = self._run(segment, *flat)
+            else:
+                # stopping early leaves the traceback of an exception that holds what was computed
+                result = checkpoint(self._run, segment, *flat, use_reentrant=False, early_stop=False)
             count = len(segment.outputs)
             duals |= zip(segment.outputs, zip(result[:count], result[count:], strict=True), strict=True)
+            del flat, result
         (output,) = (node for node in graph.nodes if node.op == "output")
         return [duals[leaf] if isinstance(leaf, fx.Node) else (leaf, None) for leaf in output.args[0]]
+
+    def _run(self, segment: _Segment, *flat: Any) -> tuple[Any, ...]:
+        result = segment.run(*flat)
+        if self._ceiling is not None and memory.used(_CPU) > self._ceiling:
+            memory.release()
+            # tensors in use cannot be given back: do not try in vain each time
+            self._ceiling = max(self._ceiling, int(1.25 * memory.used(_CPU)))
+        return result
 
 
 def _call(node: fx.Node, duals: Mapping[fx.Node, Dual]) -> Dual:

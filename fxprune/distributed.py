@@ -46,7 +46,7 @@ def require_equal(tensors: Iterable[Tensor]) -> None:
         return
     sums = torch.stack([tensor.detach().sum(dtype=torch.float64).cpu() for tensor in tensors])
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    least, most = sums.to(device), sums.to(device)
+    least, most = sums.to(device, copy=True), sums.to(device, copy=True)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     if not torch.equal(least, most):

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ACTIVATIONS = 2  # the graph of a gradient holds values of the forward pass, and as many of the backward pass
+_ACTIVATIONS = 1.5  # the graph of a gradient holds values of the forward pass, and as many of the backward pass
 
 
 @differentiating()
@@ -57,7 +57,7 @@ def hessian_gradient_product(scoring: Scoring) -> dict[str, Tensor]:
     total: list[Tensor] = []
     products = chain(
         (_along(own, direction, scoring) for own in _emptied(waiting.gradients)),
-        _without_graphs(scoring, direction, first.marks, kept, lean=not waiting.fits),
+        _without_graphs(scoring, direction, first.marks, kept, None if waiting.fits else waiting.used),
     )
     for product in track(products, "Hessian-gradient product", len(first.marks)):
         total = added(total, product)
@@ -80,11 +80,12 @@ class _Waiting:
     Attributes:
         gradients: of the first batches.
         fits: whether the graph of one batch is within the budget.
+        used: the most memory that the process held after a forward pass.
     """
 
     def __init__(self, scoring: Scoring) -> None:
         self.gradients: list[list[Tensor]] = []
-        self.fits, self._open = False, True
+        self.fits, self._open, self.used = False, True, 0
         operands = list(scoring.operands.values())
         self._device = operands[0].device
         self._left = memory.free(self._device) * memory.SHARE if scoring.memory is None else scoring.memory
@@ -94,6 +95,7 @@ class _Waiting:
 
     def wants(self, samples: int) -> bool:
         """Whether a graph fits; after one that did not, none does: those that wait are of the first batches."""
+        self.used = max(self.used, memory.used(self._device))
         needed = max(self._largest, self._gradient + samples * self._sample)
         self._open = self._open and self._left > 2 * needed
         self.fits = self.fits or self._open
@@ -119,13 +121,17 @@ def _bytes_per_sample(model: nn.Module) -> float:
 
 
 def _without_graphs(
-    scoring: Scoring, direction: Sequence[Tensor], marks: Sequence[float], start: int, *, lean: bool
+    scoring: Scoring, direction: Sequence[Tensor], marks: Sequence[float], start: int, ceiling: int | None
 ) -> Iterator[list[Tensor]]:
-    """The products of the batches from `start` on, whose graphs did not wait."""
+    """The products of the batches from `start` on, whose graphs did not wait.
+
+    A `ceiling`, the memory that the process should hold at most, asks for derivatives along the gradient; None
+    says that the graph of a gradient may be built again.
+    """
     operands = list(scoring.operands.values())
-    if lean and start < len(marks):
+    if ceiling is not None and start < len(marks):
         try:
-            slope = _slope(scoring, by_name(scoring, direction))
+            slope = _slope(scoring, by_name(scoring, direction), ceiling)
             products = _gradients(_repeated(scoring, marks, start, slope), operands)
             yield next(products)
         except torch.OutOfMemoryError:
@@ -160,7 +166,9 @@ def _along(gradient: list[Tensor], direction: Sequence[Tensor], scoring: Scoring
     return list(torch.autograd.grad(outputs, operands, directions, materialize_grads=True))
 
 
-def _slope(scoring: Scoring, direction: Mapping[str, Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def _slope(
+    scoring: Scoring, direction: Mapping[str, Tensor], ceiling: int | None = None
+) -> Callable[[Any, Tensor], Tensor]:
     """A function of a batch: the derivative of its loss along a direction of the weights.
 
     Forward through the network, backward through the loss, whose operators are not ours.
@@ -172,7 +180,7 @@ def _slope(scoring: Scoring, direction: Mapping[str, Tensor]) -> Callable[[Any, 
     if not isinstance(region, Region):
         raise NotImplementedError("the model is captured in several regions")
     program = region._fxprune["train" if region.training else "eval"]
-    directional = Directional(program)
+    directional = Directional(program, ceiling)
     tangents = {scoring.leaves[name]: scoring.masked(name, part) for name, part in direction.items()}
 
     def slope(inputs: Any, targets: Tensor) -> Tensor:
