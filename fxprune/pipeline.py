@@ -52,6 +52,7 @@ def prune(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     sanity: Sanity | None = None,
+    memory: int | None = None,
     seed: int = 0,
 ) -> PrunedModel:
     """Prune a module at initialisation and return the sparse network; the module is left as it was.
@@ -87,6 +88,9 @@ def prune(
         exclude: one glob of weight names to leave dense, or several.
         sanity: a check of the masks' merit (`fxprune.sanity`): ``"invert"`` keeps what the criterion would
             remove first, ``"shuffle"`` shuffles each mask, ``"reinitialise"`` draws the weights anew.
+        memory: bytes that GraSP may use to be fast; 0 asks for as little as possible. Default: 60% of what is
+            free. Where less than one batch needs is free, products are computed in another way, and
+            numbers may differ in their last digits.
         seed: of whatever is drawn; the same seed, data and machine give the same masks.
 
     Raises:
@@ -112,7 +116,7 @@ def prune(
     at_live_point = live and chosen.live
     constants = {name: v for name, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
-    scoring = replace(scoring, constants=constants)
+    scoring = replace(scoring, constants=constants, memory=memory)
     inverted = sanity == "invert"
     saliency, within, zero_share = _score(chosen, scoring, sparsities, ranking, floor, inverted=inverted)
     # at the live point, paths that the initialisation closes do not count as cut: training opens them
