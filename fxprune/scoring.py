@@ -261,6 +261,8 @@ def out_of_place(graph: fx.Graph) -> None:
         changed = operators.changed(node)
         if len(changed) != 1 or operators.source(changed[0]) is not changed[0]:
             continue
+        if any(user < node and operators.name_of(user) in operators.SELECTIONS for user in changed[0].users):
+            continue
         packet = getattr(aten, node.target._schema.name.removeprefix("aten::").removesuffix("_"), None)
         if packet is None or node.target._overloadname not in packet.overloads():
             continue
