@@ -284,3 +284,13 @@ def test_nan_names_a_weight(parameter: str, batches: int) -> None:
     scoring = prepare(captured, weights, [CASES["mlp"].batch()] * batches, classification())
     with pytest.raises(ScoreError, match=r"of 'fc[12]\.weight': expected finite numbers"):
         hessian_gradient_product(scoring)
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 0])
+def test_nan_in_one_batch_names_it(memory: int) -> None:
+    captured, weights = captured_case("mlp")
+    batches = [CASES["mlp"].batch(seed=seed) for seed in range(3)]
+    batches[1][0][0] = float("nan")
+    scoring = replace(prepare(captured, weights, batches, classification()), memory=memory)
+    with pytest.raises(ScoreError, match=r"gradient on batch 1 of 'fc[12]\.weight': expected finite numbers"):
+        hessian_gradient_product(scoring)
