@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ACTIVATIONS = 1.5  # the graph of a gradient holds values of the forward pass, and as many of the backward pass
+_ACTIVATIONS = 1.5  # the graph of a gradient holds most values of the forward pass, and of the backward pass
 
 
 @differentiating()

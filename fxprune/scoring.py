@@ -160,7 +160,7 @@ class Scoring:
 def _computed(value: Callable[[Any, Tensor], Tensor], inputs: Any, targets: Tensor) -> Tensor:
     try:
         return value(inputs, targets)
-    except (torch.OutOfMemoryError, NotImplementedError):
+    except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
