@@ -40,13 +40,13 @@ from warm_up import warm_up
 
 from fxprune import capture, criteria, data, find_weights
 from fxprune.analysis.connectivity import cut_off
-from fxprune.capture import CapturedModel
 from fxprune.curvature import gradient
 from fxprune.errors import FxpruneError
 from fxprune.loss import classification
 from fxprune.masks import cut
 from fxprune.memory import kept_by_the_allocator
 from fxprune.pipeline import DEFAULT_FLOOR
+from fxprune.regions import CapturedModel
 from fxprune.saliency import Saliency
 from fxprune.scoring import Scoring, prepare
 from fxprune.weights import Weights

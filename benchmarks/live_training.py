@@ -31,13 +31,13 @@ from warm_up import warm_up
 
 from fxprune import capture, criteria, data, find_weights, score_batches
 from fxprune.analysis.connectivity import cut_off
-from fxprune.capture import CapturedModel
 from fxprune.data import ImageData
 from fxprune.loss import classification
 from fxprune.masks import Masks, cut_alive
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel
 from fxprune.pipeline import DEFAULT_FLOOR
+from fxprune.regions import CapturedModel
 from fxprune.sanity import shuffle
 from fxprune.scoring import prepare
 from fxprune.train import TrainConfig, evaluate, fit

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune import criteria, errors
 from fxprune.batches import score_batches
-from fxprune.capture import CapturedModel, capture
+from fxprune.capture import capture
 from fxprune.checkpoint import load, save
 from fxprune.errors import FxpruneError
 from fxprune.masks import Masks, cut
 from fxprune.model import PrunedModel
 from fxprune.pipeline import prune
+from fxprune.regions import CapturedModel
 from fxprune.report import CompressionReport, report
 from fxprune.saliency import Saliency
 from fxprune.weights import PrunableWeight, Weights, find_weights

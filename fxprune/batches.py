@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fxprune.errors import DataError
@@ -18,7 +19,8 @@ from fxprune.sampling import by_rounds, check_positive, shuffled
 
 __all__ = ["check_batch", "loader", "replayable", "score_batches"]
 
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Targets = Tensor | list[Any]
 T = TypeVar("T")
 
 
@@ -85,12 +87,13 @@ def replayable(data: Iterable[T]) -> Iterable[T]:
     return kept
 
 
-def check_batch(batch: Any) -> tuple[Inputs, Tensor]:
+def check_batch(batch: Any) -> tuple[Inputs, Targets]:
     """Check that a batch is `(inputs, targets)`.
 
     Args:
-        batch: Inputs are a tensor, a sequence of tensors (positional arguments of the model) or a dict of
-            tensors (keyword arguments); targets are a tensor.
+        batch: Inputs are a tensor, a sequence (positional arguments of the model) or a dict (keyword
+            arguments); an argument is a tensor or holds some, as the list of images of a detector does.
+            Targets are a tensor, or a list with an entry for each sample.
 
     Returns:
         Inputs, a list turned into a tuple, and targets.
@@ -103,11 +106,14 @@ def check_batch(batch: Any) -> tuple[Inputs, Tensor]:
     inputs, targets = batch
     if not _is_inputs(inputs):
         raise DataError(
-            f"expected inputs as a tensor, or a tuple or dict of tensors, got {_described(inputs)}; "
+            f"expected inputs as a tensor, or a tuple or dict of what holds tensors, got {_described(inputs)}; "
             "convert them in the data set or its collate function"
         )
-    if not isinstance(targets, Tensor):
-        raise DataError(f"expected targets as a tensor, got {_described(targets)}; convert them")
+    if not isinstance(targets, Tensor | list):
+        raise DataError(
+            f"expected targets as a tensor, or a list with one for each sample, got {_described(targets)}; "
+            "convert them"
+        )
     return tuple(inputs) if isinstance(inputs, list) else inputs, targets
 
 
@@ -228,7 +234,11 @@ def _is_inputs(inputs: object) -> bool:
     parts = (
         inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else [inputs]
     )
-    return bool(parts) and all(isinstance(part, Tensor) for part in parts)
+    return bool(parts) and all(map(_holds_tensor, parts))
+
+
+def _holds_tensor(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _is_batch(data: Sequence[Any]) -> bool:

@@ -12,15 +12,18 @@ differentiated in turn.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fxprune import operators
 
@@ -473,6 +476,46 @@ def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return softmax(scores + mask.masked_fill(closed, 0.0), -1).masked_fill(closed, 0.0)
 
 
+class _RoiAlign(Function):
+    """A linear function of the features; the boxes are constants, as torchvision has it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, boxes: Tensor, settings: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(boxes)
+        ctx.settings, ctx.shape = settings, x.shape
+        aligned: Tensor = torch.ops.torchvision.roi_align(x, boxes, *settings)
+        return aligned
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Optional, ...]:
+        return _RoiAlignBackward.apply(g, *ctx.saved_tensors, ctx.settings, ctx.shape), None, None
+
+
+class _RoiAlignBackward(Function):
+    """The transpose of `_RoiAlign`."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, boxes: Tensor, settings: tuple[Any, ...], shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(boxes)
+        ctx.settings = settings
+        scale, height, width, ratio, aligned = settings
+        gx: Tensor = torch.ops.torchvision._roi_align_backward(
+            g, boxes, scale, height, width, *shape, ratio, aligned
+        )
+        return gx
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Optional, ...]:
+        return _RoiAlign.apply(v, *ctx.saved_tensors, ctx.settings), None, None, None
+
+
+def roi_align(
+    x: Tensor, boxes: Tensor, scale: float, height: int, width: int, ratio: int = -1, aligned: bool = False
+) -> Tensor:
+    """``torchvision.roi_align``, whose own backward pass has no derivative."""
+    return _RoiAlign.apply(x, boxes.detach(), (scale, height, width, ratio, aligned))
+
+
 def hardsigmoid(x: Tensor) -> Tensor:
     """``aten.hardsigmoid``, whose own backward pass has no derivative."""
     return (x + 3).clamp(0, 6) / 6
@@ -512,6 +555,7 @@ REPLACEMENTS: dict[str, Callable[..., Tensor]] = {
     "hardsigmoid": hardsigmoid,
     "hardswish": hardswish,
     "linalg_vector_norm": vector_norm,
+    "roi_align": roi_align,
 }
 
 
@@ -521,3 +565,23 @@ def make_doubly_differentiable(graph: fx.Graph) -> None:
         replacement = REPLACEMENTS.get(operators.name_of(node))
         if replacement is not None and not operators.changed(node):
             node.target = replacement
+
+
+class _Replacing(TorchFunctionMode):
+    """Replaces what Python code calls, where that has no second derivative."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.torchvision.roi_align:
+            function = roi_align
+        elif function in (F.hardsigmoid, F.hardswish):
+            function, args, kwargs = REPLACEMENTS[function.__name__], args[:1], None
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def twice_differentiable_calls() -> Iterator[None]:
+    """For the Python code between the regions of a host: its calls have a second derivative inside the block."""
+    with sdpa_kernel(SDPBackend.MATH), _Replacing():
+        yield

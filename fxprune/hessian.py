@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import distributed, memory, operators
-from fxprune.capture import Region
 from fxprune.curvature import added, by_name, differentiate, first_pass
 from fxprune.directional import Directional
 from fxprune.errors import DataError
 from fxprune.progress import track
+from fxprune.regions import Region
 from fxprune.saliency import require_finite
 from fxprune.scoring import Scoring, differentiating
 

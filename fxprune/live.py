@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import operators
-from fxprune.capture import CapturedModel
+from fxprune.regions import CapturedModel
 from fxprune.seeds import stream
 from fxprune.weights import Weights
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import CapturedModel, Mode
 from fxprune.errors import WeightError
 from fxprune.live import LiveChange
 from fxprune.masks import Masks
 from fxprune.program import operand_value
+from fxprune.regions import CapturedModel, Mode
 from fxprune.rewrite import check_masks, insert_masks, mask_name
 from fxprune.weights import PrunableWeight, Weights
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
-from fxprune.capture import CapturedModel, capture
+from fxprune.capture import capture
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
@@ -23,6 +23,7 @@ from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
+from fxprune.regions import CapturedModel
 from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
 from fxprune.scoring import Batch, Scoring, differentiating, on_device, prepare, repeatable
@@ -110,7 +111,8 @@ def prune(
     with repeatable(seed, batches):
         first = _first_inputs(batches)
     with working("capturing the model"):
-        captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
+        args, kwargs = _example(model, example_inputs, example_kwargs, first)
+        captured = capture(model, args, kwargs)
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
@@ -122,7 +124,7 @@ def prune(
     # at the live point, paths that the initialisation closes do not count as cut: training opens them
     if not (at_live_point and chosen.mode == "train"):
         scoring = replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
-    probe = _probe(captured, first)
+    probe = _probe(captured, first if first is not None else args or kwargs)
     result = cut_alive(
         saliency,
         sparsity,
@@ -214,10 +216,16 @@ def _example(
 
 
 def _probe(captured: CapturedModel, first: Any) -> Any:
-    """Inputs of at least two different samples: the first batch if it is that, else made-up ones."""
+    """Inputs of at least two different samples: the first batch if it is that, else made-up ones.
+
+    A model captured in parts takes what only its user knows how to make.
+    """
+    root = captured.regions.get("")
+    if root is None:
+        return first
     sizes = [len(leaf) for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor) and leaf.dim()]
     if sizes and sizes[0] > 1:
         return first
-    program = captured.regions[""]._fxprune["train"]
+    program = root._fxprune["train"]
     args, kwargs = pytree.tree_unflatten(program.sample_inputs(4), program.in_spec)
     return kwargs if kwargs and not args else tuple(args)

@@ -31,6 +31,7 @@ class Input:
         name: the leaf's placeholder, after the argument of `forward` that it came from.
         shape: sizes of a tensor, None for a dimension that may change; None for what is no tensor.
         constant: the value of what is no tensor; the graph was specialised to it.
+        sizes: sizes of a tensor at the captured example.
         dtype: dtype of a tensor.
         example: what the capture got for a tensor of indices or flags, whose values cannot be made up.
         limits: least and largest size of the dimensions that may change.
@@ -39,23 +40,29 @@ class Input:
     name: str
     shape: tuple[int | None, ...] | None
     constant: object = None
+    sizes: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     example: Tensor | None = None
     limits: Mapping[int, tuple[int, float]] = field(default_factory=dict)
 
     def sample(self, batch: int, generator: torch.Generator) -> object:
-        """A value to try the program with: normal where it is floating-point, the example's otherwise."""
+        """A value to try the program with: normal where it is floating-point, the example's otherwise.
+
+        The first size is `batch` if it may change; the others are the captured ones.
+        """
         if self.shape is None:
             return self.constant
-        sizes = [self._within(i, batch) if size is None else size for i, size in enumerate(self.shape)]
+        sizes = list(self.sizes)
+        if sizes and self.shape[0] is None:
+            sizes[0] = self._within(batch)
         if self.example is None:
             return torch.randn(sizes, generator=generator, dtype=torch.float32).to(self.dtype)
         rows = torch.arange(sizes[0]) % len(self.example) if sizes else None
         return self.example if rows is None else self.example[rows]
 
-    def _within(self, dimension: int, size: int) -> int:
-        least, most = self.limits.get(dimension, (0, math.inf))
-        return int(min(max(size, least), most))
+    def _within(self, batch: int) -> int:
+        least, most = self.limits.get(0, (0, math.inf))
+        return int(min(max(batch, least), most))
 
     def check(self, leaf: object) -> None:
         """Raise `CaptureError` unless `leaf` is what the graph was captured for."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture import CapturedModel
 from fxprune.errors import ExportError, MaskError
 from fxprune.masks import Masks
 from fxprune.program import Pass, attribute, copy_graph, node_named, operand_value, state_reads
+from fxprune.regions import CapturedModel
 from fxprune.weights import PrunableWeight, Weights
 
 

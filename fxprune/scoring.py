@@ -19,19 +19,19 @@ from torch.utils import _pytree as pytree
 
 from fxprune import distributed, operators
 from fxprune.batches import check_batch
-from fxprune.capture import CapturedModel, Mode, Region
-from fxprune.doubly import make_doubly_differentiable
+from fxprune.doubly import make_doubly_differentiable, twice_differentiable_calls
 from fxprune.errors import DataError, ScoreError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
 from fxprune.program import Pass, node_named, operand_value
+from fxprune.regions import CapturedModel, Mode, Region
 from fxprune.weights import Weights
 
 logger = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
-Batch = tuple[Any, Tensor]
+Batch = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Scoring:
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Output of the masked network, on whatever device the inputs are."""
         args, kwargs = on_device((args, kwargs), self._device)
-        return torch.func.functional_call(self.model, self.state(), args, kwargs)
+        with contextlib.nullcontext() if isinstance(self.model, Region) else twice_differentiable_calls():
+            return torch.func.functional_call(self.model, self.state(), args, kwargs)
 
     def state(self) -> dict[str, Tensor]:
         """The weights as the network reads them, masked, by their names in `model`."""
@@ -306,7 +307,16 @@ class _Singly:
         for batch in self.batches:
             inputs, targets = check_batch(batch)
             for i in range(len(targets)):
-                yield pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], inputs), targets[i : i + 1]
+                yield _sample(inputs, i), targets[i : i + 1]
+
+
+def _sample(tree: Any, i: int) -> Any:
+    """Sample `i` as a batch: tensors have their samples along the first dimension, lists one by one."""
+    if isinstance(tree, (Tensor, list)):
+        return tree[i : i + 1]
+    if isinstance(tree, Mapping):
+        return {name: _sample(part, i) for name, part in tree.items()}
+    return tuple(_sample(part, i) for part in tree) if isinstance(tree, tuple) else tree
 
 
 @contextlib.contextmanager

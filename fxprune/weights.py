@@ -17,9 +17,9 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from fxprune import operators
-from fxprune.capture import MODES, CapturedModel, Mode, Region
 from fxprune.errors import WeightError
 from fxprune.program import Program
+from fxprune.regions import MODES, CapturedModel, Mode, Region
 
 
 @dataclass(frozen=True)

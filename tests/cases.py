@@ -405,12 +405,14 @@ class LooseTensor(nn.Module):
 
 
 class Uncapturable(nn.Module):
+    """Depends on data, and has no submodule that does not."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.fc = nn.Linear(6, 4)
+        self.weight = nn.Parameter(torch.randn(4, 6))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+        return F.linear(x if x.sum() > 0 else -x, self.weight)
 
 
 def _linear(shape: tuple[int, int], name: str = "linear") -> Found:

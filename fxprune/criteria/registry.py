@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxprune.capture import Mode
 from fxprune.errors import ScoreError
+from fxprune.regions import Mode
 from fxprune.saliency import Saliency
 from fxprune.scoring import Scoring
 
