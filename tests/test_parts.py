@@ -205,7 +205,7 @@ def test_what_no_graph_holds_is_left_and_named(caplog: pytest.LogCaptureFixture)
 
 
 def test_inputs_for_one_mode_only() -> None:
-    with pytest.raises(CaptureError, match="in train mode it does not run on the example inputs: .*targets"):
+    with pytest.raises(CaptureError, match=r"in train mode it does not run on the example inputs: .*targets"):
         capture(detector(), (EXAMPLE[0],))
 
 
