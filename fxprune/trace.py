@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import io
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -84,9 +85,10 @@ def with_real_batch(inputs: Any) -> tuple[Any, int]:
 def _export(module: nn.Module, example: Example, mode: Mode) -> torch.export.ExportedProgram:
     module.register_forward_hook(_register_dataclasses)
     try:
-        return torch.export.export(
-            module, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph so far
+            return torch.export.export(
+                module, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
+            )
     except Exception as error:  # torch.export raises errors of very many classes
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise CaptureError(
