@@ -35,7 +35,7 @@ DEFAULT_FLOOR = 0.05
 
 @differentiating()
 def prune(
-    model: nn.Module,
+    model: nn.Module | CapturedModel,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     data: Iterable[Batch] | None = None,
     *,
@@ -63,8 +63,10 @@ def prune(
     model and the same batches; each scores its share of the batches, and all get the same masks.
 
     Args:
-        model: any module, on any device.
-        example_inputs: what `model` is called with; by default the inputs of the first batch of `data`.
+        model: any module, on any device; or a captured one (`fxprune.capture`), which saves the capture where
+            a model is pruned more than once.
+        example_inputs: what `model` is called with; by default the inputs of the first batch of `data`. A
+            captured model needs none.
         data: batches ``(inputs, targets)`` to score on: a list, a `DataLoader`, any iterable. `inputs` is
             a tensor, a tuple of positional inputs or a dict of inputs by name. An iterator that can be
             read once only is kept in memory. All of it is used: give about ten samples a class, balanced
@@ -103,14 +105,17 @@ def prune(
     """
     check_cut(sparsity, ranking, floor)
     check_sanity(sanity)
-    distributed.require_equal(model.parameters())
+    distributed.require_equal((model.host if isinstance(model, CapturedModel) else model).parameters())
     sparsities = schedule_of(sparsity, rounds, schedule)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)
     with repeatable(seed, batches):
         first = _first_inputs(batches)
-    with working("capturing the model"):
-        captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
+    if isinstance(model, CapturedModel):
+        captured = model
+    else:
+        with working("capturing the model"):
+            captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live

@@ -57,12 +57,16 @@ class Journal:
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         """Facts noted in the block belong to the stage; it is measured."""
-        self._place, start = name, time.monotonic()
+        self._place, start, cpu = name, time.monotonic(), time.process_time()
         self._connection.send(("begin", name))
         try:
             yield
         finally:
-            self.note(seconds=round(time.monotonic() - start, 2), peak_gib=round(peak() / GIB, 2))
+            self.note(
+                seconds=round(time.monotonic() - start, 2),
+                cpu_seconds=round(time.process_time() - cpu, 2),
+                peak_gib=round(peak() / GIB, 2),
+            )
             self._place = None
 
     def note(self, **facts: Any) -> None:

@@ -7,6 +7,7 @@ no kernel here is large enough to be spread over several.
 import contextlib
 import gc
 
+import onnxscript.optimizer  # noqa: F401  # not onnxruntime, which starts a thread
 import torch
 
 with contextlib.suppress(ImportError):

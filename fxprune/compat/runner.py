@@ -21,6 +21,7 @@ from fxprune.compat.child import GIB, Examine, Task, attend
 from fxprune.compat.results import Row, now, versions
 
 _LOOK = 0.1  # seconds between two looks at the memory of the processes
+_FAREWELL = 5.0  # seconds that a process has to end by itself
 _LAST_WORDS = 300  # characters of standard error in the row of a process that died
 
 
@@ -125,8 +126,9 @@ class _Attempt:
                     self.facts.setdefault(place or "", {}).update(facts)
                 elif kind == "failed":
                     self.failure = content[0]
-                else:
+                else:  # it is done, and may leave in order
                     self.over = True
+                    self.process.join(_FAREWELL)
         except (EOFError, OSError):  # it died, in the middle of a message perhaps
             self._stop("Crash", self._last_words())
 
@@ -155,7 +157,7 @@ class _Attempt:
     def kill(self) -> None:
         """End the process, whatever it is doing, and leave nothing behind."""
         self.process.kill()
-        self.process.join(5)
+        self.process.join(_FAREWELL)
         self.messages.close()
         self.stderr.unlink(missing_ok=True)
 
