@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from typer.core import TyperGroup
 
 from fxprune import __version__
 from fxprune.errors import FxpruneError, VerificationError
@@ -278,6 +279,76 @@ def run(
         highlight=False,
     )
     out.print(f"everything is in {read.output}, figures in {read.output / RESULTS_FILE}", highlight=False)
+
+
+class _DefaultsToRun(TyperGroup):
+    """`fxprune compat PATTERN` means `fxprune compat run PATTERN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that is left out."""
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return list(super().parse_args(ctx, args))
+
+
+compat = typer.Typer(
+    cls=_DefaultsToRun, help="Try models of the libraries: run (the default, may be left out), and table."
+)
+app.add_typer(compat, name="compat")
+
+
+@compat.command("run")
+def compat_run(
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON-lines file; each model adds a row.")],
+    patterns: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[PATTERN]...", help="Globs of names, such as 'timm:resnet*'; all by default."),
+    ] = None,
+    library: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="timm, torchvision or transformers; all that are installed by default."),
+    ] = None,
+    stage: Annotated[str, typer.Option(help="The last stage to go through: capture, prune or onnx.")] = "capture",
+    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the models, from 1 on.")] = "1/1",
+    jobs: Annotated[int, typer.Option(min=1, help="Models at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a file; skip what is in it.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Try again the models whose last row in the file is a failure.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one model may take.")] = 1800.0,
+    memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.1, help="GiB that one model may hold; by default 80% of what is free, for each job."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Try models one by one, each in a process of its own, and write down how far each gets."""
+    from fxprune.compat.plan import memory_limit, plan, select, threads
+    from fxprune.compat.results import Results, Tally
+    from fxprune.compat.runner import Limits, run
+    from fxprune.compat.stages import examine
+    from fxprune.progress import track
+
+    limits = Limits(timeout, memory_limit(memory, jobs))
+    with Results(output, resume=resume or failed) as results:
+        tasks = plan(
+            select(patterns or [], library, shard),
+            stage,
+            results.rows,
+            failed=failed,
+            memory=limits.memory,
+            threads=threads(jobs),
+            seed=seed,
+        )
+        tally = Tally(stage)
+        for row in track(run(examine, tasks, limits, jobs=jobs), tally.__str__, len(tasks)):
+            results.append(row)
+            tally.add(row)
+            if not row["ok"]:
+                _say("{model} fails in {failed[stage]}: {failed[kind]}: {failed[reason]}".format(**row))
+    _say(f"{tally}; rows are in {output}")
+    if not tally.all_passed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 def _named(model: str | None) -> Any:

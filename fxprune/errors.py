@@ -51,3 +51,7 @@ class VerificationError(ExportError):
 
 class RecipeError(FxpruneError):
     """A recipe file asks for something that does not exist."""
+
+
+class CompatError(FxpruneError):
+    """A run of the compatibility matrix cannot start, or its results cannot be read."""

@@ -61,6 +61,10 @@ def capture_parts(
         raise whole
     logger.info("captured in parts, since %s", whole)
     logger.info("captured regions: %s", ", ".join(captured))
+    host.__dict__["_fxprune_example"] = (
+        args,
+        kwargs,
+    )  # made-up inputs would not do: only its user knows what it takes
     for path, reason in left.items():
         logger.warning("%s is not captured, and so not pruned: %s", path, reason)
     return CapturedModel(host)

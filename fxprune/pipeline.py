@@ -36,7 +36,7 @@ DEFAULT_FLOOR = 0.05
 
 @differentiating()
 def prune(
-    model: nn.Module,
+    model: nn.Module | CapturedModel,
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     data: Iterable[Batch] | None = None,
     *,
@@ -64,8 +64,10 @@ def prune(
     model and the same batches; each scores its share of the batches, and all get the same masks.
 
     Args:
-        model: any module, on any device.
-        example_inputs: what `model` is called with; by default the inputs of the first batch of `data`.
+        model: any module, on any device; or a captured one (`fxprune.capture`), which saves the capture where
+            a model is pruned more than once.
+        example_inputs: what `model` is called with; by default the inputs of the first batch of `data`. A
+            captured model needs none.
         data: batches ``(inputs, targets)`` to score on: a list, a `DataLoader`, any iterable. `inputs` is
             a tensor, a tuple of positional inputs or a dict of inputs by name. An iterator that can be
             read once only is kept in memory. All of it is used: give about ten samples a class, balanced
@@ -104,15 +106,17 @@ def prune(
     """
     check_cut(sparsity, ranking, floor)
     check_sanity(sanity)
-    distributed.require_equal(model.parameters())
+    distributed.require_equal((model.host if isinstance(model, CapturedModel) else model).parameters())
     sparsities = schedule_of(sparsity, rounds, schedule)
     chosen = criteria.get(criterion)
     batches = None if data is None else replayable(data)
     with repeatable(seed, batches):
         first = _first_inputs(batches)
-    with working("capturing the model"):
-        args, kwargs = _example(model, example_inputs, example_kwargs, first)
-        captured = capture(model, args, kwargs)
+    if isinstance(model, CapturedModel):
+        captured = model
+    else:
+        with working("capturing the model"):
+            captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
@@ -124,7 +128,7 @@ def prune(
     # at the live point, paths that the initialisation closes do not count as cut: training opens them
     if not (at_live_point and chosen.mode == "train"):
         scoring = replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
-    probe = _probe(captured, first if first is not None else args or kwargs)
+    probe = _probe(captured, first)
     result = cut_alive(
         saliency,
         sparsity,
@@ -216,16 +220,9 @@ def _example(
 
 
 def _probe(captured: CapturedModel, first: Any) -> Any:
-    """Inputs of at least two different samples: the first batch if it is that, else made-up ones.
-
-    A model captured in parts takes what only its user knows how to make.
-    """
-    root = captured.regions.get("")
-    if root is None:
-        return first
+    """Inputs of at least two different samples: the first batch if it is that, else made-up ones."""
     sizes = [len(leaf) for leaf in pytree.tree_leaves(first) if isinstance(leaf, Tensor) and leaf.dim()]
-    if sizes and sizes[0] > 1:
+    if first is not None and (sizes[0] > 1 or not captured.is_whole):
         return first
-    program = root._fxprune["train"]
-    args, kwargs = pytree.tree_unflatten(program.sample_inputs(4), program.in_spec)
-    return kwargs if kwargs and not args else tuple(args)
+    args, kwargs = captured.sample_inputs(4)
+    return kwargs if kwargs and not args else args

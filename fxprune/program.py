@@ -148,6 +148,11 @@ class Program:
         generator = torch.Generator().manual_seed(seed)
         return [leaf.sample(batch if self.dynamic_batch else self.batch, generator) for leaf in self.inputs]
 
+    def sample_call(self, batch: int, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`sample_inputs` as arguments by position and by keyword."""
+        args, kwargs = pytree.tree_unflatten(self.sample_inputs(batch, seed), self.in_spec)
+        return args, kwargs
+
     @property
     def dynamic_batch(self) -> bool:
         """Whether the batch size may differ from the captured one."""

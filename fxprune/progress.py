@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -38,12 +38,12 @@ def working(phase: str) -> Iterator[None]:
         yield
 
 
-def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], phase: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
     """Pass `items` through, with a bar and the time left once that takes longer than two seconds.
 
     Args:
         items: what to go through.
-        phase: what is going on, in a word or two.
+        phase: what is going on, in a word or two, or a function that says so after each item.
         total: number of items; taken from `items` where it has a length.
     """
     console = _console.get()
@@ -54,12 +54,13 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
         total = len(items) if isinstance(items, Sized) else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    task, start = bar.add_task(phase, total=total), time.monotonic()
+    say = phase if callable(phase) else lambda: phase
+    task, start = bar.add_task(say(), total=total), time.monotonic()
     try:
         for item in items:
             yield item
             del item  # it may hold a graph, which must be gone before the next one is built
-            bar.advance(task)
+            bar.update(task, advance=1, description=say())
             if not bar.live.is_started and time.monotonic() - start > _PATIENCE:
                 bar.start()
     finally:

@@ -77,6 +77,18 @@ class CapturedModel:
     host: nn.Module
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one region holds all of the model."""
+        return isinstance(self.host, Region)
+
+    def sample_inputs(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments to try the model with; those of the capture for a model that is captured in parts."""
+        if isinstance(self.host, Region):
+            return self.host._fxprune["train"].sample_call(batch)
+        args, kwargs = copy.deepcopy(self.host.__dict__["_fxprune_example"])
+        return args, kwargs
+
+    @property
     def regions(self) -> dict[str, Region]:
         """The captured regions by their path in the host; the path of the host itself is ``""``."""
         return {path: module for path, module in self.host.named_modules() if isinstance(module, Region)}

@@ -16,6 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from fxprune import CapturedModel, PrunedModel, capture, find_weights, load, prune, save
 from fxprune.errors import CaptureError
 from fxprune.regions import MODES, Mode
+from fxprune.scoring import Scoring
 
 
 class Backbone(nn.Sequential):
@@ -224,8 +225,8 @@ def test_pruning_is_exact_and_masks_hold(pruned: PrunedModel) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["random", "magnitude", "snip", "synflow", "obd"])
-def test_every_criterion(criterion: str) -> None:
-    model = prune(detector(), data=[(EXAMPLE, EXAMPLE[1])], sparsity=0.5, criterion=criterion, loss_fn=any_loss)
+def test_every_criterion(captured: CapturedModel, criterion: str) -> None:
+    model = prune(captured, data=[(EXAMPLE, EXAMPLE[1])], sparsity=0.5, criterion=criterion, loss_fn=any_loss)
     assert model.masks.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
@@ -234,15 +235,26 @@ def any_loss(output: Any, _: Any) -> Tensor:
     return torch.stack([leaf.sum() for leaf in leaves]).sum()
 
 
-def test_without_data() -> None:
-    model = prune(detector(), EXAMPLE, sparsity=0.5, criterion="magnitude")
+def test_without_data(captured: CapturedModel) -> None:
+    model = prune(captured, sparsity=0.5, criterion="magnitude")
     assert model.masks.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_dead_region_is_noticed() -> None:
-    model = prune(detector(), EXAMPLE, sparsity=0.99, criterion="magnitude", ranking="global", floor=0)
+@pytest.mark.parametrize(
+    ("dead", "places"), [("backbone.0.weight", (0,)), ("rpn.head.bbox_pred.weight", (2,)), (None, ())]
+)
+def test_a_region_that_is_cut_off_is_noticed(
+    captured: CapturedModel, dead: str | None, places: tuple[int, ...]
+) -> None:
+    def score(scoring: Scoring) -> dict[str, Tensor]:
+        return {
+            name: torch.full_like(w, -1.0) if name == dead else w.abs() for name, w in scoring.operands.items()
+        }
+
+    model = prune(captured, sparsity=0.1, criterion=score, floor=0)
     assert model.record is not None
-    assert model.record.cut_off or not model.masks.empty
+    assert model.masks.empty == (() if dead is None else (dead,))
+    assert model.record.cut_off == places
 
 
 def test_training_keeps_the_zeros(pruned: PrunedModel) -> None:

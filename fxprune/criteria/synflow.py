@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.criteria.registry import register
 from fxprune.errors import ScoreError
 from fxprune.regions import CapturedModel, Region
-from fxprune.scoring import Scoring, differentiating
+from fxprune.scoring import Scoring, differentiating, on_device
 
 
 @register("synflow", mode="eval", needs_data=False)
@@ -36,7 +36,7 @@ def synflow(scoring: Scoring) -> dict[str, Tensor]:
     for path, region in CapturedModel(model).regions.items():
         prefix = f"{path}." if path else ""
         own = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        args, kwargs = _ones(region)
+        args, kwargs = on_device(_ones(region), next(model.parameters()).device)
         outputs += pytree.tree_leaves(functional_call(region, own, args, kwargs))
     total = sum(leaf.sum() for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point())
     if not isinstance(total, Tensor) or not total.requires_grad:
