@@ -75,7 +75,9 @@ def encode_weights(
     tensors = [tensor for tensor in graph.initializer if tensor.name in names]
     options = ENCODINGS[encoding]
     functions = _functions(options, _opset(model))
-    chosen = _choose([_costs(_weight(tensor, values), options) for tensor in tensors], functions, encoding, tensors)
+    chosen = _choose(
+        [_costs(_weight(tensor, values), options) for tensor in tensors], functions, encoding, tensors
+    )
     nonzero, flushed = 0, 0
     taken = {tensor.name for tensor in graph.initializer}
     for tensor, option in zip(tensors, chosen, strict=True):
