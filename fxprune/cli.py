@@ -232,11 +232,9 @@ def export(
     ] = None,
     encoding: Annotated[
         str,
-        typer.Option(help="How weights are stored: auto (the smallest for each), dense, coo, bitmask or gaps."),
+        typer.Option(help="How weights are stored: auto (smallest for each), dense, coo, bitmask or gaps."),
     ] = "auto",
-    values: Annotated[
-        str, typer.Option(help="Type of the stored non-zeros: fp32 (the model's own) or fp16.")
-    ] = "fp32",
+    values: Annotated[str, typer.Option(help="Type of stored non-zeros: fp32 (as they are) or fp16.")] = "fp32",
     inline: Annotated[
         bool, typer.Option("--inline", help="No functions in the file, for runtimes that take none (OpenVINO).")
     ] = False,
