@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,14 +42,25 @@ class Region(nn.Module):
     def adopt(cls, module: nn.Module, programs: Mapping[Mode, Program]) -> None:
         """Turn a module into a region that keeps its class, with its attributes and methods, but for `forward`.
 
-        Code around it may use these: a detection head has a method for its loss. Its hooks were traced, and
-        are taken away.
+        Code around it may use these: a detection head has a method for its loss. Its hooks are part of the
+        graphs, so that it must not run them again.
         """
-        module.__dict__.pop("forward", None)
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
+        own = module.__dict__
+        traced = {
+            name: own.pop(name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks") if name in own
+        }
+        own.update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict(), _fxprune_traced=traced)
+        own["_fxprune"] = dict(programs)
         module.__class__ = type(type(module).__name__, (cls, type(module)), {})
-        module._fxprune = dict(programs)  # type: ignore[assignment]
+
+    @staticmethod
+    def release(host: nn.Module) -> None:
+        """Give the modules in `host` that were adopted their own `forward` again, and their hooks."""
+        for module in host.modules():
+            if isinstance(module, Region):
+                module.__class__ = type(module).__bases__[1]
+                module.__dict__.update(module.__dict__.pop("_fxprune_traced"))
+                del module.__dict__["_fxprune"]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program of the present mode; takes and returns what the original's `forward` does."""

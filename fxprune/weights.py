@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -121,6 +122,7 @@ def find_weights(captured: CapturedModel) -> Weights:
     found: list[PrunableWeight] = []
     skipped: dict[str, str] = {}
     regions = captured.regions
+    shared = _shared(regions.values())
     for path, region in regions.items():
         prefix = f"{path}." if path else ""
         parameters = {name for name, _ in region.named_parameters()}
@@ -129,11 +131,14 @@ def find_weights(captured: CapturedModel) -> Weights:
             for site in _find_sites(region._fxprune[mode], parameters):
                 weight = site.describe(prefix, path, mode, merged)
                 merged[weight.name] = weight
-        trained = [weight for weight in merged.values() if "train" in weight.sites]
+        tied = {prefix + name for name, parameter in region.named_parameters() if id(parameter) in shared}
+        trained = [w for w in merged.values() if "train" in w.sites and not tied.intersection(w.parameters)]
         used = {name for weight in trained for name in weight.parameters}
         found.extend(trained)
         for name in sorted(parameters):
-            if prefix + name not in used:
+            if prefix + name in tied:
+                skipped[prefix + name] = "shared by parts of the model that are captured apart"
+            elif prefix + name not in used:
                 skipped[prefix + name] = _reason(region, name)
     for name, _ in captured.host.named_parameters():
         if not any(name in weight.parameters for weight in found):
@@ -144,6 +149,12 @@ def find_weights(captured: CapturedModel) -> Weights:
             f"recurrent layer; skipped: {skipped}"
         )
     return Weights(tuple(found), skipped)
+
+
+def _shared(regions: Iterable[Region]) -> set[int]:
+    """The ids of parameters that more than one region has."""
+    counts = Counter(id(parameter) for region in regions for parameter in region.parameters())
+    return {parameter for parameter, count in counts.items() if count > 1}
 
 
 @dataclass

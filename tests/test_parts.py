@@ -15,7 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fxprune import CapturedModel, PrunedModel, capture, find_weights, load, prune, save
 from fxprune.errors import CaptureError
-from fxprune.regions import MODES, Mode
+from fxprune.regions import MODES, Mode, Region
 from fxprune.scoring import Scoring
 
 
@@ -164,6 +164,43 @@ def test_a_part_entered_from_outside_is_not_a_region() -> None:
     assert captured.host.get_submodule("head.shared") is captured.host.get_submodule("shared")
     weights = [weight.name for weight in find_weights(captured)]
     assert weights == ["shared.weight", "head.out.weight", "gate.weight"]
+
+
+def test_a_parameter_of_two_regions_is_not_pruned() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.c(self.b(x) if x.sum() > 0 else self.b(-x))
+
+    captured = capture(Tied(), (torch.randn(3, 6),))
+    weights = find_weights(captured)
+    assert [weight.name for weight in weights] == ["c.weight"]
+    for name in ("a.weight", "b.weight"):
+        assert weights.skipped[name] == "shared by parts of the model that are captured apart"
+
+
+def test_hooks_run_once_and_come_back() -> None:
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+            self.fc.register_forward_hook(lambda _module, _args, output: output + 1)
+            self.fc.register_forward_pre_hook(lambda _module, args: (args[0] * 2,))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+    model, x = Host(), torch.randn(3, 6)
+    host = capture(model, (x,)).host
+    assert torch.equal(host(x), model(x))
+    Region.release(host)
+    assert type(host.fc) is nn.Linear
+    assert torch.equal(host(x), model(x))
 
 
 def test_a_host_keeps_methods_and_types() -> None:
