@@ -52,13 +52,13 @@ def measure(case: dict[str, Any], side: str) -> dict[str, float]:
     batches = list(zip(images.split(case["chunk"]), targets.split(case["chunk"]), strict=True))
     result: dict[str, float] = {}
     start = time.perf_counter()
-    prepared = None if side == "plain" else _captured(model, shape)
+    prepared = None if side == "plain" else captured(model, shape)
     result["capture_s"] = time.perf_counter() - start
-    before = _reset_peak()
+    before = reset_peak()
     start = time.perf_counter()
     scores = _plain(model, batches) if side == "plain" else _fxprune(prepared, batches, lean=side == "lean")
     result["seconds"] = time.perf_counter() - start
-    result["peak_mb"] = (_peak() - before) / 2**20
+    result["peak_mb"] = (memory_peak() - before) / 2**20
     result["checksum"] = float(sum(score.double().abs().sum() for score in scores.values()))
     return result
 
@@ -84,13 +84,14 @@ def _plain(model: Any, batches: list[Any]) -> dict[str, Any]:
     return {name: -layer.weight.data * layer.weight.grad for name, layer in layers.items()}
 
 
-def _captured(model: Any, shape: tuple[int, ...]) -> Any:
+def captured(model: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """The captured model and its weights."""
     import torch
 
     from fxprune import capture, find_weights
 
-    captured = capture(model, (torch.zeros(2, *shape),))
-    return captured, find_weights(captured)
+    found = capture(model, (torch.zeros(2, *shape, dtype=dtype),))
+    return found, find_weights(found)
 
 
 def _fxprune(prepared: Any, batches: list[Any], *, lean: bool) -> Any:
@@ -109,12 +110,14 @@ def _fxprune(prepared: Any, batches: list[Any], *, lean: bool) -> Any:
         return criteria.get("grasp").score(scoring)
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
+    """Forget the peak of the resident set; returns its present size."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
-def _peak() -> int:
+def memory_peak() -> int:
+    """The peak of the resident set, in bytes."""
     return _status("VmHWM")
 
 
@@ -163,7 +166,7 @@ def main() -> None:
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {row['case']} | {cells} | {plain['seconds']:.1f} s, {plain['peak_mb']:.0f} MB |")
     if options.json:
-        options.json.write_text(json.dumps({"command": _command(options), **_versions(), "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"command": _command(options), **versions(), "rows": rows}, indent=1))
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -171,7 +174,8 @@ def _command(options: argparse.Namespace) -> str:
     return f"python benchmarks/scoring.py --repeats {options.repeats}{cases}"
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """Versions and machine, for a record."""
     import timm
     import torch
 

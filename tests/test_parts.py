@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +17,10 @@ from torch.utils import _pytree as pytree
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fxprune import CapturedModel, PrunedModel, capture, find_weights, load, prune, save
+from fxprune import CapturedModel, PrunedModel, capture, export_onnx, find_weights, load, prune, save
 from fxprune.errors import CaptureError
+from fxprune.onnx.choices import rows_found
+from fxprune.onnx.verify import verify_onnx
 from fxprune.regions import MODES, Mode, Region
 from fxprune.scoring import Scoring
 
@@ -305,6 +311,48 @@ def test_training_keeps_the_zeros(pruned: PrunedModel) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     for name, mask in model.masks.items():
         assert not model.effective_weight(name)[~mask].any()
+
+
+def test_export(pruned: PrunedModel, tmp_path: Path) -> None:
+    before = copy.deepcopy(pruned.state_dict())
+    result = export_onnx(pruned, tmp_path / "detector.onnx")
+    assert result.passed
+    assert {check.name for check in result.checks} >= {"zero pattern", "weights", "outputs", "outputs unoptimised"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+    session = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
+    others, _ = images((40, 44), (64, 33), seed=3)
+    with torch.no_grad():
+        expected = pytree.tree_leaves(pruned.eval()(others))
+    found = session.run(None, {f"input_{i}": image.numpy() for i, image in enumerate(others)})
+    for want, got in zip(expected, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fault_in_an_exported_detector_is_found(pruned: PrunedModel, tmp_path: Path) -> None:
+    path = tmp_path / "detector.onnx"
+    export_onnx(pruned, path, encoding="dense")
+    model = onnx.load(path)
+    other = next(t for t in model.graph.initializer if t.name == "roi_heads.box_predictor.cls_score.bias")
+    other.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(other) + 0.5, other.name))
+    onnx.save(model, path)
+    failed = {check.name for check in verify_onnx(path, pruned).checks if not check.passed}
+    assert failed == {"outputs", "outputs unoptimised"}
+
+
+@pytest.mark.parametrize(
+    ("got", "found"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], 2),
+        ([[3.0, 4.0], [1.0, 2.0001]], 2),
+        ([[3.0, 4.0], [1.0, 2.1]], 1),
+        ([[3.0, 4.0]], 1),
+        (np.zeros((0, 2)), 0),
+    ],
+)
+def test_rows_are_found_wherever_they_are(got: Any, found: int) -> None:
+    result = rows_found(np.array([[1.0, 2.0], [3.0, 4.0]]), np.asarray(got), 1e-4)
+    assert (result.rows, result.found) == (2, found)
+    assert result.difference.relative <= 1e-4
 
 
 def test_save_and_load(pruned: PrunedModel, tmp_path: Any) -> None:

@@ -24,10 +24,12 @@ from fxprune.model import PrunedModel
 from fxprune.onnx.checks import METADATA, OLDEST_OPSET, state_digest
 from fxprune.onnx.encode import Storage, Values, check_choice, encode_weights
 from fxprune.onnx.external import data_beside
+from fxprune.onnx.parts import parts_to_onnx
 from fxprune.onnx.sizes import file_bytes
 from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
 from fxprune.program import Input, Program
 from fxprune.progress import working
+from fxprune.regions import Region
 from fxprune.rewrite import fold
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def export_onnx(
     source = state_digest(pruned)
     model = copy.deepcopy(pruned).cpu()
     with working("writing ONNX"):
-        proto = _to_onnx(model, opset)
+        proto = _to_onnx(model, opset) if model.captured.is_whole else parts_to_onnx(model, opset)
     storage = encode_weights(proto, {weight.name for weight in model.weights}, encoding, values)
     if inline:
         _inline(proto)
@@ -120,7 +122,9 @@ def export_onnx(
 
 
 def _to_onnx(model: PrunedModel, opset: int) -> Any:
-    program = _root_program(model)
+    root = model.captured.host
+    assert isinstance(root, Region)
+    program = root._fxprune["eval"]
     folded = fold(model.captured, model.weights)
     names = _keep_tensor_outputs(folded.graph, program)
     _make_views_legal(folded.graph)
@@ -164,13 +168,6 @@ def _dynamic(leaf: Input) -> dict[int, Any]:
         bounds |= {"max": int(most)} if most < math.inf else {}
         found[i] = torch.export.Dim.AUTO if i else torch.export.Dim("batch", **bounds)
     return found
-
-
-def _root_program(model: PrunedModel) -> Program:
-    region = model.captured.regions.get("")
-    if region is None:
-        raise ExportError("expected a model that is captured whole, got one captured in parts")
-    return region._fxprune["eval"]
 
 
 def _keep_tensor_outputs(graph: fx.Graph, program: Program) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fxprune.errors import VerificationError
 from fxprune.model import PrunedModel
 from fxprune.onnx.checks import Check, check_format, check_source, check_weights, facts_of, weights_as_stored
+from fxprune.onnx.choices import check_choices
 from fxprune.onnx.encode import Values
 from fxprune.onnx.outputs import Figures, check_outputs
 from fxprune.onnx.read import Constants, read_model
@@ -114,15 +115,14 @@ def verify_onnx(
     del model
     figures = Figures()
     if checks[0].passed:
-        compared, figures = check_outputs(
-            path,
-            pruned,
-            rounded=wanted if values == "fp16" else None,
-            batches=batches,
-            tolerance=_tolerance(pruned) if tolerance is None else tolerance,
-            images=images,
-            seed=seed,
-        )
+        rounded = wanted if values == "fp16" else None
+        bound = _tolerance(pruned) if tolerance is None else tolerance
+        if pruned.captured.is_whole:
+            compared, figures = check_outputs(
+                path, pruned, rounded=rounded, batches=batches, tolerance=bound, images=images, seed=seed
+            )
+        else:
+            compared, figures = check_choices(path, pruned, rounded=rounded, tolerance=bound, seed=seed)
         checks += compared
     return Verification(
         tuple(checks),
