@@ -73,7 +73,7 @@ def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
     counts = [(masks[name].numel(), int(masks[name].sum())) for name in names]
     width = next(tensor.element_size() for tensor in pruned.parameters() if tensor.is_floating_point())
     rest = dense_bytes - width * sum(numel for numel, _ in counts)
-    stored = _by_encoding(proto.graph, names)
+    stored = by_encoding(proto.graph, names)
     return FileBytes(
         str(file),
         size,
@@ -84,7 +84,7 @@ def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
     )
 
 
-def _by_encoding(graph: Any, names: Iterable[str]) -> dict[str, int]:
+def by_encoding(graph: Any, names: Iterable[str]) -> dict[str, int]:
     """Bytes of the weights of these names, by how they are stored."""
     dense = {tensor.name: tensor for tensor in graph.initializer}
     sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}

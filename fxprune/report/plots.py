@@ -26,7 +26,7 @@ _NAMES = {_INK: "currentColor", _FAINT: "var(--faint)", _ALL: "var(--all)", _KEP
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "fxprune",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -54,6 +54,8 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")  # inches of 72 units: about a phone's width
         draw(figure.subplots())
+        if figure.axes[0].get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper left", ncols=3, fontsize=8.5)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -69,13 +71,12 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
 
 def _sparsity(axes: Axes, report: CompressionReport) -> None:
     places = range(1, len(report.rows) + 1)
-    axes.step(places, [row.sparsity for row in report.rows], where="mid", color=_ALL, label="removed")
+    axes.step(places, [row.sparsity for row in report.rows], where="mid", color=_ALL, linewidth=3, label="removed")
     effective = [row.effective_sparsity for row in report.rows]
-    axes.step(places, effective, where="mid", color=_KEPT, linestyle="--", label="removed or on no path")
+    axes.step(places, effective, where="mid", color=_KEPT, linewidth=1.2, label="or on no path")
     axes.axhline(report.totals["sparsity"], color=_INK, linewidth=0.8, linestyle=":", label="overall")
     axes.set(xlabel="weight, from input to output", ylabel="share removed", ylim=(-0.03, 1.03))
     _whole(axes)
-    axes.legend(fontsize=8)
 
 
 def _macs(axes: Axes, report: CompressionReport) -> None:
@@ -87,7 +88,6 @@ def _macs(axes: Axes, report: CompressionReport) -> None:
     axes.set(xlabel="weight, from input to output", ylabel="MACs a sample")
     axes.yaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
     _whole(axes)
-    axes.legend(fontsize=8)
 
 
 def _values(axes: Axes, report: CompressionReport) -> None:
@@ -111,7 +111,6 @@ def _bytes(axes: Axes, report: CompressionReport) -> None:
     axes.set(xlabel="bytes")
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-    axes.legend(fontsize=8, title="this file, by encoding", title_fontsize=8)
 
 
 def _shade(place: int, count: int) -> float:

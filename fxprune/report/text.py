@@ -109,19 +109,18 @@ def _speed(report: CompressionReport) -> Iterator[str]:
     dense = report.dense
     if dense:
         yield (
-            f"latency of {dense.runtime}, batch {dense.batch}, {_threads(dense.threads)}: dense "
-            f"{dense.dense_ms:.3g} ms, sparse {dense.sparse_ms:.3g} ms, ratio {dense.ratio:.2f} (medians of "
-            f"{dense.runs} runs in turn)"
+            f"latency: dense {dense.dense_ms:.3g} ms, sparse {dense.sparse_ms:.3g} ms, ratio {dense.ratio:.2f} "
+            f"({dense.runtime}, batch {dense.batch}, {_threads(dense.threads)}; medians of {dense.runs} runs in "
+            "turn)"
         )
     yield speed_sentence(report)
 
 
 def speed_sentence(report: CompressionReport) -> str:
     """What will not get faster, and why."""
-    executed = report.totals["macs"]
     return (
-        f"not faster: zeros among other weights are multiplied like any number by runtimes with dense kernels, so "
-        f"these {executed:,} MACs take the time they took; only removing whole channels makes products smaller"
+        "not faster: runtimes with dense kernels, such as ONNX Runtime, multiply zeros like any other number; "
+        f"all {report.totals['macs']:,} MACs are executed, and only removing whole channels makes them fewer"
     )
 
 
@@ -137,7 +136,8 @@ def _masks(record: PruneRecord) -> Iterator[str]:
         yield f"live point: tensors changed while scoring: {len(record.changes)}: {changes}"
     if record.floored:
         yield (
-            f"floor {record.floor_used:g} kept more of {len(record.floored)} weights than their ranking: "
+            f"floor: {record.floor_used:g} of the density kept more of {len(record.floored)} weights than their "
+            "ranking: "
             + _some(record.floored)
         )
 
@@ -146,7 +146,7 @@ def _gradient(report: CompressionReport) -> Iterator[str]:
     if report.gradient:
         before, after = report.gradient.before, report.gradient.after
         times = f", {after / before:.3g} times as much" if before else ""
-        yield f"squared gradient norm at initialisation: {before:.3g} before pruning, {after:.3g} after{times}"
+        yield f"gradient norm: squared, at initialisation: {before:.3g} before pruning, {after:.3g} after{times}"
 
 
 def warnings(report: CompressionReport) -> list[str]:
