@@ -42,6 +42,11 @@ Again = Annotated[
     typer.Option("--model", help="Name the model again, if it is code of your own: FILE.py:FACTORY."),
 ]
 
+VerifyData = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--data", help="Images to compare the best class on; those it was pruned on, or digits."),
+]
+
 
 def main() -> None:
     """Entry point; exit codes: 0 done, 1 a check of the exported file failed, 2 bad input, 130 interrupted."""
@@ -225,15 +230,44 @@ def export(
         Optional[Path],  # noqa: UP045
         typer.Option("--file", "-f", help="ONNX file to write; model.onnx in the folder by default."),
     ] = None,
+    encoding: Annotated[
+        str,
+        typer.Option(help="How weights are stored: auto (smallest for each), dense, coo, bitmask or gaps."),
+    ] = "auto",
+    values: Annotated[str, typer.Option(help="Type of stored non-zeros: fp32 (as they are) or fp16.")] = "fp32",
+    inline: Annotated[
+        bool, typer.Option("--inline", help="No functions in the file, for runtimes that take none (OpenVINO).")
+    ] = False,
+    data: VerifyData = None,
     model: Again = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX and verify the file; without a clean verification there is no file."""
     from fxprune.stages import ONNX_FILE, export_stage
 
-    result = export_stage(folder, file, model=_named(model))
+    options = {"encoding": encoding, "values": values, "inline": inline}
+    result = export_stage(folder, file, model=_named(model), data=data, **options)
     _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
     _say(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes")
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="ONNX file.")],
+    against: Annotated[Path, typer.Option("--against", help="Checkpoint folder that it was exported from.")],
+    data: VerifyData = None,
+    model: Again = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify an ONNX file against the checkpoint that it was exported from."""
+    from fxprune.stages import verify_stage
+
+    result = verify_stage(file, against, model=_named(model), data=data)
+    _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
+    failed = [check.name for check in result.checks if not check.passed]
+    if failed:
+        _say(f"{file} is not what {against} is: {', '.join(failed)}")
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 @app.command()

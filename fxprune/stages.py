@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxprune import criteria, zoo
 from fxprune import data as data_sets
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 ONNX_FILE = "model.onnx"
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
+_COMPARED = 50  # images, spread over the test set, on which a file's classes are compared with the model's
 
 # Twenty images of 224 x 224, the chunks in which GraSP's official code scores ImageNet; a batch of
 # hundreds at the size of CIFAR.
@@ -160,15 +162,57 @@ def train_stage(
     return fit(pruned, images, replace(config, device=str(_device(config.device))), keep)
 
 
-def export_stage(folder: Path, file: Path | None = None, *, model: ModelSpec | None = None) -> Verification:
-    """Export the model of a checkpoint to an ONNX file, ``model.onnx`` in its folder by default."""
+def export_stage(
+    folder: Path,
+    file: Path | None = None,
+    *,
+    model: ModelSpec | None = None,
+    data: str | None = None,
+    **options: Any,
+) -> Verification:
+    """Export the model of a checkpoint to an ONNX file, ``model.onnx`` in its folder by default.
+
+    Args:
+        folder: the checkpoint.
+        file: the file to write.
+        model: the model again, if it is the user's own code.
+        data: spec of images to compare the best class on, see `_images`.
+        options: of `export_onnx`.
+    """
     from fxprune.onnx.export import export_onnx
 
-    pruned, _, _ = _open(folder, model)
+    pruned, shape, notes = _open(folder, model)
     target = file or folder / ONNX_FILE
-    result = export_onnx(pruned, target)
+    result = export_onnx(pruned, target, images=_images(shape, data, notes), **options)
     annotate(folder, export={"file": str(target.resolve()), **result.to_json()})
     return result
+
+
+def verify_stage(
+    file: Path, folder: Path, *, model: ModelSpec | None = None, data: str | None = None
+) -> Verification:
+    """Hold an ONNX file against the model of a checkpoint; arguments as of `export_stage`."""
+    from fxprune.onnx.read import read_model
+    from fxprune.onnx.verify import verify_onnx
+
+    read_model(file)  # before the model is built, which takes longer
+    pruned, shape, notes = _open(folder, model)
+    return verify_onnx(file, pruned, images=_images(shape, data, notes))
+
+
+def _images(shape: tuple[int, ...] | None, given: str | None, notes: Mapping[str, Any]) -> Tensor | None:
+    """Test images to compare a file with its model on: of the data that is named, or was pruned on, or digits.
+
+    None where the model takes no images, or the data that it was pruned on is not here.
+    """
+    spec = given or notes.get("data") or "digits"
+    try:
+        images = data_sets.load(spec, shape or ()).test
+    except DataError:
+        if given is None:
+            return None
+        raise
+    return torch.stack([images[i][0] for i in range(0, len(images), -(-len(images) // _COMPARED))])
 
 
 def report_stage(

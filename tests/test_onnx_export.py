@@ -22,8 +22,9 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import ExportError, FxpruneError, VerificationError
-from fxprune.onnx import export
-from fxprune.onnx.verify import Verification
+from fxprune.onnx import export, external
+from fxprune.onnx.read import Constants, read_model
+from fxprune.onnx.verify import Verification, verify_onnx
 
 # --- networks with few weights, each with something of its own
 
@@ -211,6 +212,13 @@ def pruned_case(case: Case, sparsity: float = 0.7) -> fxprune.PrunedModel:
     return fxprune.prune(case.factory(), case.inputs(3), sparsity=sparsity, criterion="magnitude")
 
 
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file by name, weights as they are decoded."""
+    constants = Constants(read_model(path))
+    names = [*constants.dense, *(n.name for n in constants.model.graph.node if n.domain == "fxprune")]
+    return {name: value for name in names if (value := constants.get(name)) is not None}
+
+
 @dataclass
 class Exported:
     case: Case
@@ -224,7 +232,7 @@ class Exported:
 
     @property
     def stored(self) -> dict[str, np.ndarray]:
-        return {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+        return tensors(self.path)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -255,7 +263,11 @@ def run(path: Path, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
 
 def test_verified(exported: Exported) -> None:
     assert exported.result.passed
-    assert [check.name for check in exported.result.checks] == ["format", "zero pattern", "weights", "outputs"]
+    names = [check.name for check in exported.result.checks]
+    assert names[:7] == [
+        "format", "source", "zero pattern", "weights", "duplicates", "outputs", "outputs unoptimised"
+    ]  # fmt: skip
+    assert names[7:] in ([], ["top-1"])
     assert exported.result.bytes == exported.path.stat().st_size
     assert exported.result.difference < 1e-5
 
@@ -316,14 +328,16 @@ def test_further_metadata(small: fxprune.PrunedModel, tmp_path: Path) -> None:
     fxprune.export_onnx(small, tmp_path / "net.onnx", metadata={"licence": "MIT"})
     props = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert props["licence"] == "MIT"
-    assert set(props) == {"licence", "fxprune"}
+    assert set(props) == {"licence", "fxprune", "fxprune_verification"}
 
 
 @pytest.mark.parametrize("opset", [18, 21])
 def test_opset(small: fxprune.PrunedModel, tmp_path: Path, opset: int) -> None:
-    fxprune.export_onnx(small, tmp_path / "net.onnx", opset=opset)
-    entries = onnx.load(tmp_path / "net.onnx").opset_import
-    assert [(entry.domain, entry.version) for entry in entries] == [("", opset)]
+    fxprune.export_onnx(small, tmp_path / "net.onnx", opset=opset, encoding="gaps")
+    model = onnx.load(tmp_path / "net.onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset), ("fxprune", 1)]
+    for function in model.functions:
+        assert [(entry.domain, entry.version) for entry in function.opset_import] == [("", opset)]
 
 
 def test_a_model_of_fixed_batch_is_exported_for_that_batch(tmp_path: Path) -> None:
@@ -338,7 +352,7 @@ def test_a_model_of_fixed_batch_is_exported_for_that_batch(tmp_path: Path) -> No
     torch.manual_seed(0)
     pruned = fxprune.prune(Fixed(), (torch.randn(3, 6),), sparsity=0.5, criterion="magnitude")
     result = fxprune.export_onnx(pruned, tmp_path / "net.onnx")
-    assert "batch sizes 3," in result.checks[-1].detail
+    assert "batch sizes 3," in {check.name: check.detail for check in result.checks}["outputs"]
     assert run(tmp_path / "net.onnx", (torch.randn(3, 6),))[0].shape == (3, 4)
 
 
@@ -350,7 +364,7 @@ def test_trained_statistics_and_weights_are_what_is_written(tmp_path: Path) -> N
         pruned.train()(torch.randn(4, 3, 6, 6) + 2).square().mean().backward()
         optimizer.step()
     fxprune.export_onnx(pruned, tmp_path / "net.onnx")
-    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    stored = tensors(tmp_path / "net.onnx")
     for name in ("1.running_mean", "1.running_var", "1.weight", "6.bias"):
         np.testing.assert_array_equal(stored[name], pruned.state_dict()[name].numpy())
     for name, mask in pruned.masks.items():
@@ -603,13 +617,55 @@ def test_an_exporter_that_gives_up_is_quoted(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_beyond_two_gigabytes_is_refused(
-    small: fxprune.PrunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_beyond_two_gigabytes_has_its_tensors_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_LIMIT", 1000)
-    with pytest.raises(ExportError, match="more than the 2 GB"):
-        fxprune.export_onnx(small, tmp_path / "net.onnx")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(external, "LIMIT", 1000)
+    path = tmp_path / "net.onnx"
+    torch.manual_seed(0)
+    pruned = fxprune.prune(nn.Linear(40, 50), torch.randn(2, 40), sparsity=0.5, criterion="magnitude")
+    result = fxprune.export_onnx(pruned, path)
+    (data,) = set(tmp_path.iterdir()) - {path}
+    assert data.name.startswith("net.onnx.")
+    assert result.passed
+    assert result.bytes == path.stat().st_size + data.stat().st_size
+    assert data.stat().st_mode == path.stat().st_mode
+    with torch.no_grad():
+        wanted = pruned.eval()(torch.ones(3, 40)).numpy()
+    np.testing.assert_allclose(run(path, (torch.ones(3, 40),))[0], wanted, rtol=1e-5, atol=1e-6)
+
+    # other weights: the file of the former ones goes once the new file stands
+    with torch.no_grad():
+        pruned.get_parameter("weight").mul_(2)
+    fxprune.export_onnx(pruned, path)
+    (other,) = set(tmp_path.iterdir()) - {path}
+    assert other != data
+
+    # a file that fails leaves the one that stands, and its tensors, alone
+    before = path.read_bytes(), other.read_bytes()
+    plant(monkeypatch, lambda model: change(model, "bias", lambda bias: bias + 1))
+    for parameter in ("weight", "bias"):
+        with torch.no_grad():
+            pruned.get_parameter(parameter).mul_(2)
+    with pytest.raises(VerificationError, match="outputs: "):
+        fxprune.export_onnx(pruned, path)
+    assert set(tmp_path.iterdir()) == {path, other}
+    assert (path.read_bytes(), other.read_bytes()) == before
+
+    # small enough again
+    monkeypatch.undo()
+    fxprune.export_onnx(pruned, path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_are_gone_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external, "LIMIT", 1000)
+    pruned = fxprune.prune(nn.Linear(40, 50), torch.randn(2, 40), sparsity=0.5, criterion="magnitude")
+    fxprune.export_onnx(pruned, tmp_path / "net.onnx")
+    (data,) = set(tmp_path.iterdir()) - {tmp_path / "net.onnx"}
+    data.write_bytes(data.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match="expected an ONNX file, got one that cannot be read"):
+        verify_onnx(tmp_path / "net.onnx", pruned)
 
 
 @pytest.mark.parametrize("opset", [17, 0, -1, 99])

@@ -22,7 +22,6 @@ from fxprune.report import CompressionReport
 from fxprune.report.file import by_encoding
 
 WEIGHTS = ("0.weight", "4.weight")
-DENSE: dict[str, str] = {}  # options by which an export stores zeros
 
 
 def tiny() -> nn.Module:
@@ -155,7 +154,7 @@ def test_size_of_the_file(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
 
 def test_bytes_of_a_dense_file_by_hand(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    fxprune.export_onnx(pruned, path, **DENSE)
+    fxprune.export_onnx(pruned, path, encoding="dense")
     file = fxprune.report(pruned, path).file
     assert file is not None
     stored = sum(tensor.ByteSize() for tensor in onnx.load(path).graph.initializer if tensor.name in WEIGHTS)
@@ -176,15 +175,17 @@ def test_bytes_by_encoding_follow_decoders_back_to_what_they_read() -> None:
         numpy_helper.from_array(np.ones(1, np.int64)),
         [4],
     )
+    half = numpy_helper.from_array(np.zeros((2, 2), np.float16), "half/values")
     nodes = [
+        helper.make_node("Cast", ["half/values"], ["half"], to=TensorProto.FLOAT),
         helper.make_node("Cast", ["gaps"], ["wide"], to=TensorProto.INT64),
         helper.make_node("DecodeGaps", ["wide", "values"], ["encoded"], domain="fxprune"),
     ]
-    graph = helper.make_graph(nodes, "g", [], [], [payload, values, dense], sparse_initializer=[coordinates])
-    assert by_encoding(graph, ["encoded", "dense", "coordinates"]) == {
+    graph = helper.make_graph(nodes, "g", [], [], [payload, values, dense, half], sparse_initializer=[coordinates])
+    assert by_encoding(graph, ["encoded", "dense", "coordinates", "half", "nosuch"]) == {
         "DecodeGaps": payload.ByteSize() + values.ByteSize(),
         "coo": coordinates.ByteSize(),
-        "dense": dense.ByteSize(),
+        "dense": dense.ByteSize() + half.ByteSize(),
     }
 
 
@@ -202,7 +203,7 @@ def test_latency_is_measured_beside_the_network_without_masks(pruned: fxprune.Pr
     )
     assert all(torch.equal(mask, pruned.masks[name]) for name, mask in masks.items())
     pruned.set_masks({name: torch.ones_like(mask) for name, mask in masks.items()})
-    fxprune.export_onnx(pruned, dense, **DENSE)
+    fxprune.export_onnx(pruned, dense, encoding="dense")
     assert report.dense.bytes == pytest.approx(dense.stat().st_size, abs=64)  # but for digits in the metadata
     with pytest.raises(ExportError, match="export the model first"):
         fxprune.report(pruned, latency=True)

@@ -10,17 +10,22 @@ import math
 import os
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxprune import operators
 from fxprune.errors import ExportError
 from fxprune.files import replacing
 from fxprune.model import PrunedModel
-from fxprune.onnx.verify import Verification, verify_onnx
+from fxprune.onnx.checks import METADATA, OLDEST_OPSET, state_digest
+from fxprune.onnx.encode import Storage, Values, check_choice, encode_weights
+from fxprune.onnx.external import data_beside
+from fxprune.onnx.sizes import file_bytes
+from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
 from fxprune.program import Input, Program
 from fxprune.progress import working
 from fxprune.rewrite import fold
@@ -28,7 +33,6 @@ from fxprune.rewrite import fold
 logger = logging.getLogger(__name__)
 
 OPSET = 20
-_LIMIT = 2**31  # bytes that a protobuf message can hold
 
 # A view of a transposed tensor is legal or not by its strides, and these change when the exporter
 # decomposes the graph. ONNX knows no strides: the copies below are gone from the file.
@@ -39,63 +43,79 @@ def export_onnx(
     pruned: PrunedModel,
     path: str | os.PathLike[str],
     *,
+    encoding: str = "auto",
+    values: Values = "fp32",
+    inline: bool = False,
     opset: int = OPSET,
     tolerance: float | None = None,
+    images: Tensor | None = None,
     metadata: dict[str, str] | None = None,
 ) -> Verification:
     """Write the evaluation graph of `pruned`, its masks folded into its weights, as an ONNX file.
 
     The file is written beside `path`, verified against the model (`verify_onnx`), and moved to `path`
-    only when every check has passed. The model itself is left as it is, in whatever mode it is.
+    only when every check has passed. The model itself is left as it is, in whatever mode it is. Beyond
+    2 GB, which a protobuf message cannot hold, tensors go to a second file in the same folder.
 
     Args:
         pruned: the model, on any device.
         path: the file to write; one that exists is replaced.
+        encoding: how weights are stored: ``"dense"``, ``"coo"``, ``"bitmask"``, ``"gaps"``, or for each weight
+            the smallest of these (``"auto"``, which leaves out coo: see `fxprune.onnx.encodings.coo`).
+        values: ``"fp32"``: non-zeros as the model has them; ``"fp16"``: rounded to float16, which halves the
+            file. What is computed stays as precise as the model.
+        inline: write decoders out for each weight instead of calling functions, for runtimes that do not
+            take functions inside a file (OpenVINO); some kilobytes a weight, and a graph that is hard to read.
         opset: version of ONNX's standard operators, 18 or later.
         tolerance: largest difference between ONNX Runtime and PyTorch, relative to the largest output;
             by default 1e-4, and 1e-2 for a model in half precision, whose sums round that much.
+        images: real inputs, batch first, to compare the best class on; random ones by default.
         metadata: further entries for the file's metadata.
 
     Raises:
-        ExportError: the graph cannot be written as ONNX, or the file would exceed 2 GB.
+        ExportError: the graph cannot be written as ONNX, or not as asked for.
         VerificationError: the file does not do what the model does; nothing is left at `path`.
     """
     import onnx
 
+    check_choice(encoding, values)
     latest = onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not 18 <= opset <= latest:
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= latest:
         raise ExportError(
-            f"opset: expected 18 to {latest}, got {opset!r}; older ones lack operators used here, later ones are "
-            "unknown to the installed onnx"
+            f"opset: expected {OLDEST_OPSET} to {latest}, got {opset!r}; older ones lack operators used here, "
+            "later ones are unknown to the installed onnx"
         )
     if any(tensor.dtype is torch.bfloat16 for tensor in pruned.state_dict().values()):
         raise ExportError(
             "the model is in bfloat16, which ONNX Runtime does not run on the CPU; use .float() first"
         )
-    half = any(tensor.dtype is torch.float16 for tensor in pruned.state_dict().values())
-    tolerance = tolerance or (1e-2 if half else 1e-4)
     target = Path(path)
     if target.is_dir():
         raise ExportError(f"{target}: expected a path for a file, got a folder")
+    source = state_digest(pruned)
     model = copy.deepcopy(pruned).cpu()
     with working("writing ONNX"):
         proto = _to_onnx(model, opset)
-    for key, value in {**_metadata(model), **(metadata or {})}.items():
+    storage = encode_weights(proto, {weight.name for weight in model.weights}, encoding, values)
+    if inline:
+        _inline(proto)
+    for key, value in {**_metadata(model, storage, source), **(metadata or {})}.items():
         proto.metadata_props.add(key=key, value=value)
-    if proto.ByteSize() >= _LIMIT:
-        raise ExportError(f"the file would have {proto.ByteSize():,} bytes, more than the 2 GB ONNX can hold")
+    del model
     try:
-        with replacing(target) as temporary:
+        with data_beside(proto, target), replacing(target) as temporary:
             temporary.write_bytes(proto.SerializeToString())
             del proto
             with working("verifying the file"):
-                result = verify_onnx(temporary, model, tolerance=tolerance)
+                result = verify_onnx(temporary, pruned, tolerance=tolerance, images=images)
             result.require()
+            _add_metadata(temporary, VERIFICATION, json.dumps(result.summary()))
+            result = replace(result, bytes=file_bytes(temporary))
     except OSError as error:
         raise ExportError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose another path"
         ) from error
-    logger.info("wrote %s, %d bytes, verified", target, target.stat().st_size)
+    logger.info("wrote %s, %d bytes, verified", target, result.bytes)
     return result
 
 
@@ -216,9 +236,39 @@ def _may_fold(node: Any, weights: set[str]) -> bool | None:
     return False if any(value is not None and value.name in weights for value in node.inputs) else None
 
 
-def _metadata(model: PrunedModel) -> dict[str, str]:
+def _inline(proto: Any) -> None:
+    """Write out calls of functions; without the tensors, of which onnx would make copies."""
+    from onnx import inliner
+
+    tensors = list(proto.graph.initializer)
+    del proto.graph.initializer[:]
+    proto.CopyFrom(inliner.inline_local_functions(proto))
+    proto.graph.initializer.extend(tensors)
+
+
+def _metadata(model: PrunedModel, storage: Storage, source: str) -> dict[str, str]:
+    import onnx
+
     from fxprune import __version__
 
     masks = model.masks
-    facts = {"kept": masks.kept, "prunable": masks.numel, "sparsity": masks.sparsity}
-    return {"fxprune": json.dumps({"version": __version__, "torch": torch.__version__, **facts})}
+    facts = {
+        "kept": masks.kept,
+        "prunable": masks.numel,
+        "sparsity": masks.sparsity,
+        "criterion": model.record.criterion if model.record else None,
+        **asdict(storage),
+        "source": source,
+    }
+    versions = {"version": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {METADATA: json.dumps({**versions, **facts})}
+
+
+def _add_metadata(path: Path, key: str, value: str) -> None:
+    """Add an entry to a file without reading it: protobuf appends to lists what follows a message."""
+    import onnx
+
+    entry = onnx.ModelProto()
+    entry.metadata_props.add(key=key, value=value)
+    with path.open("ab") as file:
+        file.write(entry.SerializeToString())

@@ -33,6 +33,17 @@ def _entropy(p: float) -> float:
     return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
 
 
+def file_bytes(file: str | os.PathLike[str]) -> int:
+    """Size of an ONNX file in bytes, the file with its tensors included where there is one."""
+    import onnx
+
+    from fxprune.onnx.external import data_files
+
+    path = Path(file)
+    beside = data_files(onnx.load(path, load_external_data=False))
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside)
+
+
 def gzip_bytes(file: str | os.PathLike[str], level: int = 6) -> int:
     """Size of a file under gzip, in bytes; 6 is the level of the command without options."""
     compressor = zlib.compressobj(level, wbits=31)  # 31: with gzip's header and checksum

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fxprune.errors import ExportError, VerificationError
+from fxprune.errors import VerificationError
 from fxprune.model import PrunedModel
-from fxprune.program import Program
+from fxprune.onnx.checks import Check, check_format, check_source, check_weights, facts_of, weights_as_stored
+from fxprune.onnx.encode import Values
+from fxprune.onnx.outputs import Figures, check_outputs
+from fxprune.onnx.read import Constants, read_model
+from fxprune.onnx.sizes import file_bytes
 
 BATCHES = (1, 2, 5)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was checked: what, whether it holds, and what was seen."""
-
-    name: str
-    passed: bool
-    detail: str
+VERIFICATION = "fxprune_verification"  # the key of the summary in a file's metadata
 
 
 @dataclass(frozen=True)
@@ -35,13 +30,24 @@ class Verification:
 
     Attributes:
         checks: all checks, in order.
-        bytes: size of the file.
-        difference: largest difference of an output, relative to the largest output of its batch.
+        bytes: size of the file, and of its tensors where they are in a file of their own.
+        difference: largest difference of an output, relative to the largest output of its batch, of
+            ONNX Runtime as it runs the file by default.
+        absolute: the largest difference itself.
+        unoptimised: `difference` with ONNX Runtime's graph optimisations off, where decoders run as nodes.
+        rounding: relative difference that storing values in float16 makes; 0 for values as they are.
+        agreement: share of inputs with the same best class; NaN where no output is of shape (batch, classes).
+        nonzero: non-zeros of all decoded weights.
     """
 
     checks: tuple[Check, ...]
     bytes: int
     difference: float
+    absolute: float = float("nan")
+    unoptimised: float = float("nan")
+    rounding: float = 0.0
+    agreement: float = float("nan")
+    nonzero: int = 0
 
     @property
     def passed(self) -> bool:
@@ -56,9 +62,14 @@ class Verification:
                 "the ONNX file does not do what the model does, and is not kept: " + "; ".join(failed)
             )
 
+    def summary(self) -> dict[str, Any]:
+        """The figures without the checks' details, for the file's metadata; None where there is none."""
+        figures = {k: v for k, v in asdict(self).items() if k not in ("checks", "bytes")}
+        return {"passed": self.passed, **{k: None if v != v else v for k, v in figures.items()}}
+
     def to_json(self) -> dict[str, Any]:
         """As plain dicts and lists."""
-        return {**asdict(self), "passed": self.passed}
+        return {"checks": [asdict(check) for check in self.checks], "bytes": self.bytes, **self.summary()}
 
 
 def verify_onnx(
@@ -66,121 +77,64 @@ def verify_onnx(
     pruned: PrunedModel,
     *,
     batches: Sequence[int] = BATCHES,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
+    images: Tensor | None = None,
     seed: int = 0,
 ) -> Verification:
     """Check a file: it is valid ONNX, its weights are the masked ones, and ONNX Runtime computes the same.
 
+    Weights are decoded by ONNX Runtime, each by itself and without optimisations, and held against the
+    model's bit by bit. Outputs are compared with optimisations and without.
+
     Args:
         path: the file.
-        pruned: the model, on the CPU, in any mode; left as it is.
+        pruned: the model, in any mode; left as it is.
         batches: batch sizes to run; a model whose batch size is fixed runs at that size only.
-        tolerance: largest difference of an output relative to the largest output. float32 sums in
-            another order differ by 1e-7 to 1e-5 in networks of usual depth.
-        seed: for the inputs.
+        tolerance: largest difference of an output relative to the largest output; by default 1e-4, and 1e-2
+            for a model in half precision. float32 sums in another order differ by 1e-7 to 1e-5 in networks of
+            usual depth. Values in float16 are rounded in the model as well before it is compared; what
+            rounding alone changes is bounded by 1e-2 or the tolerance, whichever is larger.
+        images: inputs of the model's only input, batch first, to compare the best class on; by default
+            the random inputs of all batches.
+        seed: for random inputs.
 
     Raises:
         ExportError: the file cannot be read at all.
     """
-    import onnx
-
     path = Path(path)
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's errors share no class
-        raise ExportError(f"{path}: expected an ONNX file, got one that cannot be read ({error})") from error
-    program = pruned.captured.regions[""]._fxprune["eval"]
-    sizes = sorted(set(batches)) if program.dynamic_batch else [program.batch]
-    checks = [_check_format(model), *_check_weights(model, pruned)]
-    difference = float("nan")
+    model = read_model(path)
+    facts = facts_of(model)
+    source = check_source(facts, pruned)
+    if any(tensor.device.type != "cpu" for tensor in pruned.state_dict().values()):
+        pruned = copy.deepcopy(pruned).cpu()
+    values: Values = "fp16" if facts.get("values") == "fp16" else "fp32"
+    wanted = weights_as_stored(pruned, values)
+    held, nonzero = check_weights(Constants(model), wanted, pruned)
+    checks = [check_format(path, model), source, *held]
+    del model
+    figures = Figures()
     if checks[0].passed:
-        where = f"at batch sizes {', '.join(map(str, sizes))}"
-        try:
-            difference = float(np.max(list(_differences(path, pruned, program, sizes, seed))))
-        except Exception as error:  # ONNX Runtime's errors share no class
-            reason = str(error).strip().partition("\n")[0]
-            checks.append(Check("outputs", False, f"ONNX Runtime cannot run the file {where}: {reason}"))
-        else:
-            detail = f"largest relative difference {difference:.1e} {where}, tolerance {tolerance:.0e}"
-            checks.append(Check("outputs", difference <= tolerance, detail))
-    return Verification(tuple(checks), path.stat().st_size, difference)
-
-
-def _check_format(model: Any) -> Check:
-    import onnx
-
-    opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # checker and shape inference raise errors of several classes
-        return Check("format", False, str(error).strip().partition("\n")[0])
-    return Check("format", True, f"valid, IR version {model.ir_version}, opset {opsets}")
-
-
-def _check_weights(model: Any, pruned: PrunedModel) -> Iterator[Check]:
-    from onnx import numpy_helper
-
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    filled, altered, missing, nonzero, kept = [], [], [], 0, 0
-    masks = pruned.masks
-    for weight in pruned.weights:
-        if "eval" not in weight.sites:
-            continue
-        if weight.name not in stored:
-            missing.append(weight.name)
-            continue
-        found = numpy_helper.to_array(stored[weight.name])
-        mask = masks[weight.name].numpy()
-        wanted = pruned.effective_weight(weight.name).numpy()
-        nonzero, kept = nonzero + int(np.count_nonzero(found)), kept + int(mask.sum())
-        if found.shape != mask.shape or np.any(found[~mask]):
-            filled.append(weight.name)
-        elif not np.array_equal(found, wanted):
-            altered.append(weight.name)
-    yield Check(
-        "zero pattern",
-        not (filled or missing),
-        f"{nonzero:,} non-zero of {kept:,} kept" + _named("filled", filled) + _named("missing", missing),
+        compared, figures = check_outputs(
+            path,
+            pruned,
+            rounded=wanted if values == "fp16" else None,
+            batches=batches,
+            tolerance=_tolerance(pruned) if tolerance is None else tolerance,
+            images=images,
+            seed=seed,
+        )
+        checks += compared
+    return Verification(
+        tuple(checks),
+        file_bytes(path),
+        *figures.default,
+        unoptimised=figures.unoptimised.relative,
+        rounding=figures.rounding.relative,
+        agreement=figures.agreement,
+        nonzero=nonzero,
     )
-    yield Check("weights", not altered, "equal, bit for bit" if not altered else _named("differ", altered))
 
 
-def _named(what: str, names: list[str]) -> str:
-    return f"; {what} in {', '.join(names[:4])}" if names else ""
-
-
-def _differences(
-    path: Path, pruned: PrunedModel, program: Program, sizes: Sequence[int], seed: int
-) -> Iterator[float]:
-    """Relative difference of each tensor output at each batch size."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # warnings about the graph are of no use here
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    host = pruned.captured.regions[""]
-    for size in sizes:
-        leaves = program.sample_inputs(size, seed)
-        with torch.no_grad():
-            outputs = program.function(host, *leaves)
-        expected = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        named = {
-            leaf.name: v.numpy() for leaf, v in zip(program.inputs, leaves, strict=True) if isinstance(v, Tensor)
-        }
-        taken = {entry.name for entry in session.get_inputs()}
-        found = session.run(None, {name: value for name, value in named.items() if name in taken})
-        for want, got in zip(expected, found, strict=True):
-            yield _relative(want.numpy(), got)
-
-
-def _relative(want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
-    if want.shape != got.shape:
-        return float("inf")
-    if not np.issubdtype(want.dtype, np.floating):
-        return 0.0 if np.array_equal(want, got) else float("inf")
-    finite = np.isfinite(want)
-    if not np.array_equal(want[~finite], got[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
-        return float("inf")
-    scale = float(np.abs(want[finite]).max(initial=0.0))
-    difference = float(np.abs(want[finite].astype(np.float64) - got[finite]).max(initial=0.0))
-    return difference / scale if scale else difference
+def _tolerance(pruned: PrunedModel) -> float:
+    half = any(tensor.dtype is torch.float16 for tensor in pruned.state_dict().values())
+    return 1e-2 if half else 1e-4

@@ -12,6 +12,7 @@ from typing import Any
 
 from fxprune.errors import ExportError
 from fxprune.model import PrunedModel
+from fxprune.onnx.encodings import DOMAIN
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class FileBytes:
         gzip: of the file under gzip, level 6.
         zstd: of the file under zstd, level 3.
         entropy_bound: see `fxprune.onnx.sizes.entropy_bound`.
-        by_encoding: bytes of the prunable weights by the way that they are stored in: ``"dense"``, ``"coo"``, the
-            name of a decoder; and ``"other"``, all else in the file.
+        by_encoding: bytes of the prunable weights by how they are stored: ``"dense"``, ``"coo"``, the name of a
+            decoder, or ``"written out"`` where a decoder is not a function; and ``"other"``, all else.
     """
 
     path: str
@@ -63,10 +64,11 @@ def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
     """
     import onnx
 
+    from fxprune.onnx.external import data_files
     from fxprune.onnx.sizes import entropy_bound, gzip_bytes, zstd_bytes
 
     proto = onnx.load(file, load_external_data=False)
-    files = [file, *_external(proto.graph, file.parent)]
+    files = [file, *(file.parent / name for name in sorted(data_files(proto)))]
     size = sum(path.stat().st_size for path in files)
     masks = pruned.masks
     names = [weight.name for weight in pruned.weights if "eval" in weight.sites]
@@ -91,14 +93,13 @@ def by_encoding(graph: Any, names: Iterable[str]) -> dict[str, int]:
     makers = {name: node for node in graph.node for name in node.output}
     found: Counter[str] = Counter()
     for name in names:
-        if name in dense:
-            found["dense"] += _size(dense[name])
-        elif name in sparse:
-            found["coo"] += sparse[name].ByteSize()
-        elif name in makers:
-            found[makers[name].op_type] += sum(
-                _size(dense[part]) for part in _behind(name, makers, set()) & set(dense)
-            )
+        parts = _behind(name, makers, {name})
+        stored = [dense[part] for part in parts if part in dense]
+        coordinates = [sparse[part] for part in parts if part in sparse]
+        decoder = makers[name].op_type if name in makers and makers[name].domain == DOMAIN else None
+        how = decoder or ("coo" if coordinates else "dense" if len(stored) == 1 else "written out")
+        if stored or coordinates:
+            found[how] += sum(map(_size, stored)) + sum(part.ByteSize() for part in coordinates)
     return dict(sorted(found.items()))
 
 
@@ -114,9 +115,3 @@ def _behind(name: str, makers: Mapping[str, Any], seen: set[str]) -> set[str]:
 def _size(tensor: Any) -> int:
     lengths = [int(entry.value) for entry in tensor.external_data if entry.key == "length"]
     return int(tensor.ByteSize()) + sum(lengths)
-
-
-def _external(graph: Any, folder: Path) -> set[Path]:
-    """The files beside an ONNX file that hold its tensors."""
-    entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
-    return {folder / entry.value for entry in entries if entry.key == "location"}

@@ -69,7 +69,7 @@ def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None)
     model.set_masks({name: torch.ones_like(mask) for name, mask in model.masks.items()})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
-        export_onnx(model, path)
+        export_onnx(model, path, encoding="dense")
         size = sum(entry.stat().st_size for entry in Path(folder).iterdir())
         with working("measuring latency"):
             return _measured(model, size, path, Path(file))
@@ -100,12 +100,9 @@ def _measured(model: PrunedModel, size: int, dense: Path, sparse: Path) -> Dense
 
 
 def _call(path: Path, inputs: dict[str, Any], threads: int) -> Callable[[], object]:
-    import onnxruntime
+    from fxprune.onnx.read import open_session
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads=threads)
     taken = {entry.name for entry in session.get_inputs()}
     given = {name: value for name, value in inputs.items() if name in taken}
     return lambda: session.run(None, given)

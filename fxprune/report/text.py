@@ -137,8 +137,7 @@ def _masks(record: PruneRecord) -> Iterator[str]:
     if record.floored:
         yield (
             f"floor: {record.floor_used:g} of the density kept more of {len(record.floored)} weights than their "
-            "ranking: "
-            + _some(record.floored)
+            "ranking: " + _some(record.floored)
         )
 
 

@@ -1,0 +1,58 @@
+"""Non-zero values and one bit an element."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fxprune.onnx.encodings.weight import Encoded, SparseWeight, decoder_node, tensor
+
+
+class Bitmask:
+    """The smallest where more than a quarter of the elements is left.
+
+    Bit b of byte i belongs to element ``b * bytes + i``: shifting all bytes by b gives a run of elements in
+    their order, with no interleaving, which is a fifth of the time in ONNX Runtime. A running count of the
+    bits then is the place of an element's value, and zero is put before the values for elements without.
+    """
+
+    name = "bitmask"
+    function = """
+    Bitmask <shape, to> (values, mask) => (weight) {
+        shifts = Constant <value = uint8[8, 1] {0, 1, 2, 3, 4, 5, 6, 7}> ()
+        one = Constant <value = uint8[1] {1}> ()
+        first = Constant <value_ints = [0]> ()
+        flat = Constant <value_ints = [-1]> ()
+        along = Constant <value_int = 0> ()
+        shifted = BitShift <direction = "RIGHT"> (mask, shifts)
+        bits = BitwiseAnd (shifted, one)
+        padded = Reshape (bits, flat)
+        dims = Constant <value_ints: ints = @shape> ()
+        size = ReduceProd <keepdims = 1> (dims)
+        kept = Slice (padded, first, size)
+        counted = Cast <to = 6> (kept)
+        count = CumSum (counted, along)
+        rank = Mul (count, counted)
+        nothing = Constant <value = float[1] {0.0}> ()
+        zero = Cast <to: int = @to> (nothing)
+        typed = Cast <to: int = @to> (values)
+        entries = Concat <axis = 0> (zero, typed)
+        line = GatherElements <axis = 0> (entries, rank)
+        weight = Reshape (line, dims)
+    }
+    """
+
+    def payload(self, weight: SparseWeight) -> int | None:
+        """A value for each non-zero, a bit for each element."""
+        if not weight.decodable:
+            return None
+        return weight.values.nbytes + -(-weight.numel // 8)
+
+    def encode(self, weight: SparseWeight) -> Encoded:
+        """A call of the decoder."""
+        weight = weight.at_least_one()
+        columns = -(-weight.numel // 8)
+        bits = np.zeros(8 * columns, np.bool_)
+        bits[weight.positions] = True
+        mask = np.packbits(bits.reshape(8, columns), axis=0, bitorder="little").reshape(-1)
+        tensors = (tensor(weight.values, f"{weight.name}/values"), tensor(mask, f"{weight.name}/mask"))
+        return Encoded(tensors, node=decoder_node("Bitmask", weight, tensors))

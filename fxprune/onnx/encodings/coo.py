@@ -1,0 +1,34 @@
+"""ONNX's own sparse initializers: coordinates and values."""
+
+from __future__ import annotations
+
+from fxprune.onnx.encodings.weight import Encoded, SparseWeight, tensor
+
+
+class Coo:
+    """A ``sparse_initializer`` with flat INT64 coordinates, as onnx's checker demands: 8 bytes a position.
+
+    ONNX Runtime makes it dense when it loads it. onnx's shape inference, its reference evaluator and
+    OpenVINO do not take it where an operator wants a tensor, hence ``auto`` leaves it out; it would be
+    the smallest for weights of a few dozen non-zeros only, by some bytes.
+    """
+
+    name = "coo"
+    function = None
+
+    def payload(self, weight: SparseWeight) -> int | None:
+        """A value and a coordinate for each non-zero."""
+        return weight.positions.size * (weight.values.dtype.itemsize + 8) if weight.decodable else None
+
+    def encode(self, weight: SparseWeight) -> Encoded:
+        """A sparse initializer; behind a Cast where it is stored in another type."""
+        from onnx import helper
+
+        weight = weight.at_least_one()
+        cast = weight.values.dtype != weight.dtype
+        name = f"{weight.name}/values" if cast else weight.name
+        places = tensor(weight.positions, f"{weight.name}/positions")
+        sparse = helper.make_sparse_tensor(tensor(weight.values, name), places, weight.shape)
+        to = helper.np_dtype_to_tensor_dtype(weight.dtype)
+        node = helper.make_node("Cast", [name], [weight.name], weight.name, to=to) if cast else None
+        return Encoded(sparse=(sparse,), node=node)
