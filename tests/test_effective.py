@@ -371,6 +371,14 @@ def test_a_whole_branch_is_cut_off_and_the_shortcut_is_not() -> None:
     assert bool(found.masks["c.weight"].all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_dtype_of_the_model_does_not_matter(dtype: torch.dtype) -> None:
+    pruned = pruned_case("conv_net")
+    wanted = effective(pruned).masks
+    found = effective(pruned.to(dtype)).masks
+    assert all(torch.equal(mask, found[name]) for name, mask in wanted.items())
+
+
 def test_the_model_is_left_as_it_is() -> None:
     pruned = pruned_case("lstm").train()
     state = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}

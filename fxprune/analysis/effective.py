@@ -71,7 +71,7 @@ def effective(pruned: PrunedModel) -> Effective:
     Raises:
         ExportError: the model was captured in parts.
     """
-    model = copy.deepcopy(pruned).cpu()
+    model = copy.deepcopy(pruned).cpu().float()  # half precision lacks kernels on some CPUs
     leaves = {name: mask.float().requires_grad_() for name, mask in model.masks.items()}
     traced, state, inputs = _trace(model)
     arguments = [_of_state(model, name, value, leaves) for name, value in state.items()]
@@ -434,7 +434,7 @@ _NORMS = ("linalg_vector_norm", "norm")
 
 _RULES: dict[str, Callable[[_Call], Any]] = {
     **dict.fromkeys(
-        "_reshape_alias _to_copy _unsafe_view alias as_strided cat channel_shuffle clone contiguous copy detach "
+        "_reshape_alias _to_copy _unsafe_view alias cat channel_shuffle clone contiguous copy detach "
         "diagonal expand flip gather im2col index index_select lift lift_fresh permute pixel_shuffle "
         "pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat replication_pad1d "
         "replication_pad2d replication_pad3d reshape roll select select_scatter slice slice_scatter split "
