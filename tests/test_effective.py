@@ -172,7 +172,11 @@ NETS = {
         0.3,
     ),
     "layer norm": Net(
-        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3, bias=False)), (4,), 0.12
+        lambda: nn.Sequential(
+            nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False)
+        ),
+        (4,),
+        0.25,
     ),
     "group norm": Net(lambda: nn.Sequential(conv(2, 4, 1), nn.GroupNorm(2, 4), conv(4, 2, 1)), (2, 2, 2), 0.3),
     "lstm": Net(
