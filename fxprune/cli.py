@@ -272,14 +272,34 @@ def verify(
 
 
 @app.command()
-def report(folder: Folder, model: Again = None, as_json: AsJson = False) -> None:
-    """Print what was removed from a checkpoint's model, what is left, and what it costs."""
+def report(
+    folder: Folder,
+    model: Again = None,
+    html: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--html", help="Write one HTML page that opens offline as well."),
+    ] = None,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency/--no-latency", help="Export the dense network too, and time both in ONNX Runtime."
+        ),
+    ] = True,
+    gradient: Annotated[
+        bool,
+        typer.Option("--gradient/--no-gradient", help="Take the gradient norm before and after pruning."),
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Report what was removed from a checkpoint's model, what is left, and what it costs."""
     from fxprune.stages import ONNX_FILE, report_stage
 
-    statistics = report_stage(folder, model=_named(model))
+    statistics = report_stage(folder, model=_named(model), latency=latency, gradient=gradient, page=html)
     _print_report(statistics, as_json)
-    if statistics.file_bytes is None and (folder / ONNX_FILE).is_file():
+    if statistics.file is None and (folder / ONNX_FILE).is_file():
         _say(f"{folder / ONNX_FILE} is of other weights than these; export again")
+    if html:
+        _say(f"wrote {html}")
 
 
 @app.command()
@@ -294,7 +314,7 @@ def run(
     """Go through a recipe: prune, train, export, verify, report."""
     from dataclasses import replace
 
-    from fxprune.stages import RESULTS_FILE, Recipe
+    from fxprune.stages import REPORT_FILE, RESULTS_FILE, Recipe
     from fxprune.stages import run as run_recipe
 
     read = Recipe.read(recipe)
@@ -312,7 +332,11 @@ def run(
         f"({result.untrained_accuracy:.2%} before training)",
         highlight=False,
     )
-    out.print(f"everything is in {read.output}, figures in {read.output / RESULTS_FILE}", highlight=False)
+    out.print(
+        f"everything is in {read.output}, figures in {read.output / RESULTS_FILE}, the report in "
+        f"{read.output / REPORT_FILE}",
+        highlight=False,
+    )
 
 
 class _DefaultsToRun(TyperGroup):
@@ -399,7 +423,9 @@ def _print_report(statistics: Any, as_json: bool) -> None:
     if as_json:
         _print_json(statistics.to_json())
         return
-    for part in statistics.renderables():
+    from fxprune.report.text import renderables
+
+    for part in renderables(statistics):
         out.print(part, highlight=False)
 
 

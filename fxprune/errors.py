@@ -49,6 +49,10 @@ class VerificationError(ExportError):
     """An exported file does not do what the model does."""
 
 
+class ReportError(FxpruneError):
+    """The report cannot be written."""
+
+
 class RecipeError(FxpruneError):
     """A recipe file asks for something that does not exist."""
 

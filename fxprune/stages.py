@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from fxprune import criteria, zoo
 from fxprune import data as data_sets
+from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
 from fxprune.errors import CheckpointError, DataError, RecipeError
@@ -26,6 +29,7 @@ from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
 from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
+from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
 from fxprune.train import Epoch, TrainConfig, evaluate, fit
 from fxprune.zoo import ModelSpec
@@ -35,7 +39,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+logger = logging.getLogger(__name__)
+
 ONNX_FILE = "model.onnx"
+REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
 _COMPARED = 50  # images, spread over the test set, on which a file's classes are compared with the model's
 
@@ -114,8 +121,10 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
         sanity=job.sanity,  # type: ignore[arg-type]
         seed=job.seed,
     ).cpu()
-    save(pruned, folder, model=spec, input_shape=shape, notes={"data": job.data, "training": []})
-    for stale in (ONNX_FILE, RESULTS_FILE):  # of the checkpoint that stood here before
+    score = {"per_class": job.per_class, "score_batch": job.score_batch}
+    notes: dict[str, Any] = {"data": job.data, "score": score, "training": []}
+    save(pruned, folder, model=spec, input_shape=shape, notes=notes)
+    for stale in (ONNX_FILE, RESULTS_FILE, REPORT_FILE):  # of the checkpoint that stood here before
         (folder / stale).unlink(missing_ok=True)
     return pruned
 
@@ -206,11 +215,58 @@ def _images(shape: tuple[int, ...] | None, given: str | None, notes: Mapping[str
     return torch.stack([images[i][0] for i in range(0, len(images), -(-len(images) // _COMPARED))])
 
 
-def report_stage(folder: Path, *, model: ModelSpec | None = None) -> CompressionReport:
-    """The statistics of a checkpoint, and of its ONNX file if it was exported."""
-    pruned, _, notes = _open(folder, model)
+def report_stage(
+    folder: Path,
+    *,
+    model: ModelSpec | None = None,
+    latency: bool = False,
+    gradient: bool = False,
+    page: Path | None = None,
+) -> CompressionReport:
+    """The statistics of a checkpoint, and of its ONNX file if it was exported.
+
+    Args:
+        folder: the checkpoint.
+        model: its spec again, where that is code of the user's.
+        latency: export the network without masks too, and hold the file against it.
+        gradient: measure the gradient norm at the initialisation, if seed and score batches are recorded.
+        page: HTML file to write as well.
+    """
+    if page is not None:
+        require_writable(page)  # before anything is measured
+    pruned, shape, notes = _open(folder, model)
     file = Path(notes["export"]["file"]) if "export" in notes else None
-    return report(pruned, file if file is not None and file.is_file() else None)
+    file = file if file is not None and file.is_file() else None
+    statistics = report(pruned, file, latency=latency and file is not None)
+    if gradient:
+        spec = read_manifest(folder).model
+        assert spec is not None  # _open built it
+        job = _recorded_job(pruned, replace(spec, name=model.name) if model else spec, notes)
+        statistics = replace(statistics, gradient=_gradient_norms(pruned, job, shape) if job else None)
+    if page is not None:
+        write_page(statistics, page)
+    return statistics
+
+
+def _recorded_job(pruned: PrunedModel, spec: ModelSpec, notes: Mapping[str, Any]) -> PruneJob | None:
+    """What decided the initial weights and the score batches; None where that is not recorded."""
+    record, score = pruned.record, notes.get("score")
+    if record is None or score is None or notes.get("data") is None or record.sanity == "reinitialise":
+        return None
+    return PruneJob(spec, notes["data"], record.sparsity, seed=record.seed, **score)
+
+
+def _gradient_norms(pruned: PrunedModel, job: PruneJob, shape: tuple[int, ...]) -> GradientNorms | None:
+    try:
+        data = _score_data(job, shape)
+    except DataError as error:
+        logger.warning("no gradient norm: the score batches are gone: %s", error)
+        return None
+    torch.manual_seed(job.seed)
+    module, _ = zoo.build(job.spec)
+    initial = copy.deepcopy(pruned)
+    initial.load_state_dict(module.state_dict())  # without masks: those of the checkpoint stay
+    return gradient_norms(initial, data or [])
 
 
 def _open(folder: Path, model: ModelSpec | None) -> tuple[PrunedModel, tuple[int, ...], dict[str, Any]]:
@@ -375,7 +431,8 @@ def run(
     dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
     say("exporting and verifying")
     verification = export_stage(folder, model=job.spec)
-    statistics = report_stage(folder, model=job.spec)
+    say("measuring for the report")
+    statistics = report_stage(folder, model=job.spec, latency=True, gradient=True, page=folder / REPORT_FILE)
     result = RunResult(dense, untrained, history[-1].test_accuracy, verification, statistics)
     try:
         with replacing(folder / RESULTS_FILE) as temporary:

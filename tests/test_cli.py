@@ -78,9 +78,31 @@ def test_prune_train_export_report(run, net: str, pruned: Path) -> None:
     assert code == 0
     assert json.loads(out)["passed"]
     onnx.checker.check_model(onnx.load(pruned / "model.onnx"))
-    code, out, _ = run("report", str(pruned), "--model", net)
+    page = pruned / "report.html"
+    code, out, err = run("report", str(pruned), "--model", net, "--html", str(page))
     assert code == 0
     assert f"{(pruned / 'model.onnx').stat().st_size:,} in the ONNX file" in " ".join(out.split())
+    assert "latency: dense" in out
+    assert "gradient norm: squared" in out
+    assert f"wrote {page}" in err
+    assert page.read_text().startswith("<!doctype html>")
+    code, out, _ = run("report", str(pruned), "--model", net, "--no-latency", "--no-gradient", "--json")
+    after = json.loads(out)
+    assert (after["dense"], after["gradient"]) == (None, None)
+    # training moves the weights: the norm is that of the initialisation all the same
+    code, out, _ = run("report", str(pruned), "--model", net, "--no-latency", "--json")
+    assert json.loads(out)["gradient"] == before["gradient"]
+
+
+@pytest.mark.parametrize(
+    ("page", "says"), [("", "got a folder"), ("nosuch/report.html", "expected a file in a folder that exists")]
+)
+def test_a_page_that_cannot_be_written(run, net: str, pruned: Path, page: str, says: str) -> None:
+    before = sorted(pruned.rglob("*"))
+    code, out, err = run("report", str(pruned), "--model", net, "--html", str(pruned / page))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert sorted(pruned.rglob("*")) == before
 
 
 def test_training_goes_on_where_it_stopped_and_forgets_the_file_exported_before(run, net, pruned: Path) -> None:
@@ -237,6 +259,9 @@ def test_a_recipe_goes_all_the_way(run, net: str, tmp_path: Path) -> None:
     assert results["verification"]["passed"]
     assert f"test accuracy, dense network: {results['dense_accuracy']:.2%}" in out
     assert (out_folder / "model.onnx").is_file()
+    assert results["report"]["gradient"]["after"] > 0
+    assert results["report"]["dense"]["runs"] > 0
+    assert (out_folder / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

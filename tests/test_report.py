@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import ExportError
+from fxprune.onnx.sizes import entropy_bound, gzip_bytes, zstd_bytes
 from fxprune.report import CompressionReport
+from fxprune.report.file import by_encoding
+
+WEIGHTS = ("0.weight", "4.weight")
 
 
 def tiny() -> nn.Module:
@@ -50,6 +59,8 @@ def test_rows_counted_by_hand(pruned: fxprune.PrunedModel) -> None:
     assert (linear.name, linear.shape, linear.operators) == ("4.weight", (3, 8), ("linear",))
     assert (linear.numel, linear.kept) == (24, 6)
     assert (linear.macs, linear.nonzero_macs) == (24, 6)
+    assert (conv.effective, conv.effective_sparsity) == (5, conv.sparsity)
+    assert (linear.effective, linear.effective_sparsity) == (4, 20 / 24)  # two read a channel without input
     assert conv.deployed
     assert not conv.derived
 
@@ -61,6 +72,8 @@ def test_totals_counted_by_hand(pruned: fxprune.PrunedModel) -> None:
         "prunable": 42,
         "kept": 11,
         "sparsity": pytest.approx(31 / 42),
+        "effective": 9,  # two of the last weight read the second channel, which has no input
+        "effective_sparsity": pytest.approx(33 / 42),
         "parameters": parameters,
         "sparsity_of_all": pytest.approx(31 / parameters),
         "macs": 96,
@@ -68,7 +81,7 @@ def test_totals_counted_by_hand(pruned: fxprune.PrunedModel) -> None:
     }
     running_statistics, batches_tracked = 4 * 4, 8
     assert report.dense_bytes == 4 * parameters + running_statistics + batches_tracked
-    assert report.file_bytes is None
+    assert report.file is None
     assert report.record == pruned.record
 
 
@@ -135,8 +148,104 @@ def test_size_of_the_file(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     fxprune.export_onnx(pruned, path)
     report = fxprune.report(pruned, str(path))
-    assert report.file_bytes == path.stat().st_size
+    assert report.file.bytes == path.stat().st_size
     assert f"{path.stat().st_size:,} in the ONNX file" in str(report)
+
+
+def test_bytes_of_a_dense_file_by_hand(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    fxprune.export_onnx(pruned, path, encoding="dense")
+    file = fxprune.report(pruned, path).file
+    assert file is not None
+    stored = sum(tensor.ByteSize() for tensor in onnx.load(path).graph.initializer if tensor.name in WEIGHTS)
+    assert file.by_encoding == {"dense": stored, "other": file.bytes - stored}
+    assert stored >= 42 * 4
+    assert file.gzip == gzip_bytes(path)
+    assert file.zstd == zstd_bytes(path)
+    rest = 228 - 42 * 4
+    assert file.entropy_bound == math.ceil(entropy_bound([(18, 5), (24, 6)], rest=rest))
+
+
+def test_bytes_by_encoding_follow_decoders_back_to_what_they_read() -> None:
+    payload = numpy_helper.from_array(np.zeros(10, np.uint8), "gaps")
+    values = numpy_helper.from_array(np.zeros(3, np.float32), "values")
+    dense = numpy_helper.from_array(np.zeros((2, 2), np.float32), "dense")
+    coordinates = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(1, np.float32), "coordinates"),
+        numpy_helper.from_array(np.ones(1, np.int64)),
+        [4],
+    )
+    half = numpy_helper.from_array(np.zeros((2, 2), np.float16), "half/values")
+    nodes = [
+        helper.make_node("Cast", ["half/values"], ["half"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["gaps"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("DecodeGaps", ["wide", "values"], ["encoded"], domain="fxprune"),
+    ]
+    graph = helper.make_graph(nodes, "g", [], [], [payload, values, dense, half], sparse_initializer=[coordinates])
+    assert by_encoding(graph, ["encoded", "dense", "coordinates", "half", "nosuch"]) == {
+        "DecodeGaps": payload.ByteSize() + values.ByteSize(),
+        "coo": coordinates.ByteSize(),
+        "dense": dense.ByteSize() + half.ByteSize(),
+    }
+
+
+def test_latency_is_measured_beside_the_network_without_masks(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
+    path, dense = tmp_path / "net.onnx", tmp_path / "dense.onnx"
+    fxprune.export_onnx(pruned, path)
+    masks = {name: mask.clone() for name, mask in pruned.masks.items()}
+    report = fxprune.report(pruned, path, latency=True)
+    assert report.dense is not None
+    assert report.dense.runs >= 5
+    assert report.dense.dense_ms > 0 < report.dense.sparse_ms
+    assert report.dense.ratio == report.dense.sparse_ms / report.dense.dense_ms
+    assert f"ratio {report.dense.ratio:.2f} (ONNX Runtime {onnxruntime.__version__}" in " ".join(
+        str(report).split()
+    )
+    assert all(torch.equal(mask, pruned.masks[name]) for name, mask in masks.items())
+    pruned.set_masks({name: torch.ones_like(mask) for name, mask in masks.items()})
+    fxprune.export_onnx(pruned, dense, encoding="dense")
+    assert report.dense.bytes == pytest.approx(dense.stat().st_size, abs=64)  # but for digits in the metadata
+    with pytest.raises(ExportError, match="export the model first"):
+        fxprune.report(pruned, latency=True)
+
+
+def test_gradient_norms_by_hand() -> None:
+    linear = nn.Linear(3, 2, bias=False)
+    pruned = pruned_net(linear, 3)
+    pruned.set_masks({"weight": torch.tensor([[True, False, True], [False, False, True]])})
+    x, targets = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+
+    def squared(mask: Tensor) -> float:
+        weight = (linear.weight.detach() * mask).requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(x @ weight.T, targets), weight)
+        return float((gradient * mask).square().sum())
+
+    mask = pruned.masks["weight"].clone()
+    report = fxprune.report(pruned, data=[(x, targets)])
+    assert report.gradient is not None
+    assert report.gradient.before == pytest.approx(squared(torch.ones(2, 3)))
+    assert report.gradient.after == pytest.approx(squared(mask))
+    assert torch.equal(pruned.masks["weight"], mask)
+
+
+def test_histogram_counts_every_kept_weight_once(pruned: fxprune.PrunedModel) -> None:
+    with torch.no_grad():
+        pruned.get_parameter("0.weight").fill_(0.5)
+        pruned.get_parameter("4.weight").fill_(-2.0)
+    histogram = fxprune.report(pruned).histogram
+    assert (histogram.edges[0], histogram.edges[-1], len(histogram.edges)) == (-2, 2, len(histogram.counts) + 1)
+    found = {i: count for i, count in enumerate(histogram.counts) if count}
+    place = next(i for i, edge in enumerate(histogram.edges[1:]) if edge > 0.5)
+    assert found == {0: 6, place: 5}
+
+
+def test_weights_that_are_cut_off_are_named(pruned: fxprune.PrunedModel) -> None:
+    keep_first(pruned, **{"0": 0, "4": 6})
+    report = fxprune.report(pruned)
+    assert report.cut_off == {"4.weight": "nothing from the input reaches it"}
+    assert report.totals["effective"] == 0
+    text = " ".join(str(report).split())
+    assert "WARNING: 1 weights are cut off: 4.weight (nothing from the input reaches it)" in text
 
 
 def test_a_file_of_something_else_is_refused(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
@@ -208,7 +317,7 @@ def test_what_the_live_point_and_the_floor_did_is_told(pruned: fxprune.PrunedMod
     told = replace(report.record, changes=changes, floored=("4.weight",), floor_used=0.1, zero_share=0.25)
     text = " ".join(str(replace(report, record=told)).split())
     assert "tensors changed while scoring: 1: 1.weight (scale of at most 0 counted as one)" in text
-    assert "floor 0.1 kept more of 1 weights than their ranking: 4.weight" in text
+    assert "floor: 0.1 of the density kept more of 1 weights than their ranking: 4.weight" in text
     assert "25.00% of the saliencies are exactly zero" in text
 
 

@@ -1,0 +1,108 @@
+"""How fast an ONNX file runs, beside the same network without masks."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.model import PrunedModel
+from fxprune.progress import working
+
+RUNS = 50  # of each file, unless they take longer than
+SECONDS = 10.0  # for both files together
+_LEAST = 5
+
+
+@dataclass(frozen=True)
+class DenseFile:
+    """The network without its masks as an ONNX file, and the time that both files take.
+
+    Attributes:
+        bytes: size of the dense file.
+        batch: samples in a call.
+        threads: threads of ONNX Runtime.
+        runs: calls of each file, one of the one and one of the other in turn.
+        dense_ms: median time of a call of the dense file, in milliseconds.
+        sparse_ms: that of the pruned file.
+        runtime: name and version of what ran them.
+    """
+
+    bytes: int
+    batch: int
+    threads: int
+    runs: int
+    dense_ms: float
+    sparse_ms: float
+    runtime: str
+
+    @property
+    def ratio(self) -> float:
+        """Time of the pruned file over time of the dense one; 1 is no faster."""
+        return self.sparse_ms / self.dense_ms
+
+
+def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None) -> DenseFile:
+    """Export `pruned` with masks of all ones, and time ONNX Runtime on that file and on `file`.
+
+    Calls alternate, so that whatever else goes on in the machine meets both files alike, and medians leave out
+    the calls that it met worst.
+
+    Raises:
+        ExportError: there is no file, or the dense network cannot be exported.
+    """
+    from fxprune.errors import ExportError
+    from fxprune.onnx.export import export_onnx
+
+    if file is None:
+        raise ExportError("latency: expected the model's ONNX file to measure, got none; export the model first")
+    model = copy.deepcopy(pruned).cpu()
+    model.set_masks({name: torch.ones_like(mask) for name, mask in model.masks.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "dense.onnx"
+        export_onnx(model, path, encoding="dense")
+        size = sum(entry.stat().st_size for entry in Path(folder).iterdir())
+        with working("measuring latency"):
+            return _measured(model, size, path, Path(file))
+
+
+def _measured(model: PrunedModel, size: int, dense: Path, sparse: Path) -> DenseFile:
+    import onnxruntime
+
+    program = model.captured.regions[""]._fxprune["eval"]
+    named = zip(program.inputs, program.sample_inputs(1), strict=True)
+    inputs = {leaf.name: value.numpy() for leaf, value in named if isinstance(value, Tensor)}
+    threads = torch.get_num_threads()
+    calls = [_call(path, inputs, threads) for path in (dense, sparse)]
+    for call in calls:
+        call()  # the first run of a session allocates
+    times: tuple[list[float], list[float]] = ([], [])
+    start = time.perf_counter()
+    while len(times[0]) < RUNS and (len(times[0]) < _LEAST or time.perf_counter() - start < SECONDS):
+        first = len(times[0]) % 2
+        for i in (first, 1 - first):
+            begun = time.perf_counter()
+            calls[i]()
+            times[i].append(1000 * (time.perf_counter() - begun))
+    batch = next((len(value) for value in inputs.values() if value.ndim), 1)
+    dense_ms, sparse_ms = map(statistics.median, times)
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    return DenseFile(size, batch, threads, len(times[0]), dense_ms, sparse_ms, runtime)
+
+
+def _call(path: Path, inputs: dict[str, Any], threads: int) -> Callable[[], object]:
+    from fxprune.onnx.read import open_session
+
+    session = open_session(path, threads=threads)
+    taken = {entry.name for entry in session.get_inputs()}
+    given = {name: value for name, value in inputs.items() if name in taken}
+    return lambda: session.run(None, given)
