@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -216,6 +217,7 @@ def _simplify(model: Any, weights: set[str]) -> None:
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
+    own = set(model.graph.initializers)
     common.InlinePass()(model)
     onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weights))
     for simplify in (
@@ -229,6 +231,20 @@ def _simplify(model: Any, weights: set[str]) -> None:
         common.NameFixPass(),
     ):
         simplify(model)
+    _merge_constants(model.graph, own)
+
+
+def _merge_constants(graph: Any, own: set[str]) -> None:
+    """Keep one of equal constants that the exporter made; equal tensors of the model stay apart."""
+    first: dict[tuple[Any, ...], Any] = {}
+    for value in [value for name, value in graph.initializers.items() if name not in own]:
+        constant = value.const_value
+        if value.is_graph_output() or constant.dtype.is_string():
+            continue
+        same = (constant.dtype, tuple(constant.shape), hashlib.sha256(constant.tobytes()).digest())
+        if first.setdefault(same, value) is not value:
+            value.replace_all_uses_with(first[same])
+            graph.initializers.pop(value.name)
 
 
 def _may_fold(node: Any, weights: set[str]) -> bool | None:
