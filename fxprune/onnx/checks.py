@@ -158,7 +158,8 @@ def _check_duplicates(
     others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
     found = decoded + Counter(_content(array) for array in others if array.nbytes >= _LARGE)
     own = Counter(map(_content, [*wanted.values(), *_state(pruned)]))
-    twice = sum(max(0, n - own[content] - (content not in decoded)) for content, n in found.items())
+    most = {content: max(1, own[content] + (content not in decoded)) for content in found}
+    twice = sum(max(0, count - most[content]) for content, count in found.items())
     detail = f"{twice} tensors are stored again under another name" if twice else "every tensor is stored once"
     return Check("duplicates", not twice, detail)
 

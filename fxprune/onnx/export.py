@@ -24,6 +24,7 @@ from fxprune.files import replacing
 from fxprune.model import PrunedModel
 from fxprune.onnx.checks import METADATA, OLDEST_OPSET, state_digest
 from fxprune.onnx.encode import Storage, Values, check_choice, encode_weights
+from fxprune.onnx.encodings import DOMAIN
 from fxprune.onnx.external import data_beside
 from fxprune.onnx.sizes import file_bytes
 from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
@@ -260,10 +261,14 @@ def _inline(proto: Any) -> None:
     del proto.graph.initializer[:]
     proto.CopyFrom(inliner.inline_local_functions(proto))
     proto.graph.initializer.extend(tensors)
+    standard = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
+    del proto.opset_import[:]
+    proto.opset_import.extend(standard)
 
 
 def _metadata(model: PrunedModel, storage: Storage, source: str) -> dict[str, str]:
     import onnx
+    import onnxruntime
 
     from fxprune import __version__
 
@@ -276,8 +281,8 @@ def _metadata(model: PrunedModel, storage: Storage, source: str) -> dict[str, st
         **asdict(storage),
         "source": source,
     }
-    versions = {"version": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
-    return {METADATA: json.dumps({**versions, **facts})}
+    versions = {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)}
+    return {METADATA: json.dumps({"version": __version__, **versions, **facts})}
 
 
 def _add_metadata(path: Path, key: str, value: str) -> None:
