@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.errors import ExportError, MaskError
+from fxprune.errors import MaskError
 from fxprune.masks import Masks
 from fxprune.program import Pass, attribute, copy_graph, node_named, operand_value, state_reads
 from fxprune.regions import CapturedModel
@@ -41,7 +41,7 @@ def insert_masks(captured: CapturedModel, weights: Weights, masks: Masks) -> Cap
     for path, region in regions.items():
         own = [weight for weight in weights if weight.region == path]
         for mode, program in region._fxprune.items():
-            sites = {w.sites[mode]: _local(mask_name(w), path) for w in own if mode in w.sites}
+            sites = {w.sites[mode]: local(mask_name(w), path) for w in own if mode in w.sites}
             region._fxprune[mode] = program.rewritten(_multiply(sites))
     return result
 
@@ -58,38 +58,35 @@ def check_masks(weights: Weights, masks: Mapping[str, Tensor]) -> None:
             raise MaskError(f"mask of {weight.name!r}: expected shape {weight.shape}, got {shape}")
 
 
-def fold(captured: CapturedModel, weights: Weights) -> fx.GraphModule:
+def fold(captured: CapturedModel, weights: Weights, path: str = "") -> fx.GraphModule:
     """The evaluation graph with masks baked into its weights: no mask is left, and no computed weight.
 
     Inputs and outputs are flat lists of leaves. The result has copies of the masked weights, under the
-    names of the weights, and shares the memory of everything else.
+    names that the weights have in the region, and shares the memory of everything else.
 
     Args:
         captured: what `insert_masks` returned.
         weights: the weights that it was given.
-
-    Raises:
-        ExportError: the model has regions inside a host module, whose Python no graph holds.
+        path: the region; by default that of a model that is captured whole.
     """
-    region = captured.regions.get("")
-    if region is None:
-        raise ExportError("expected a model that is captured whole, got one captured in parts")
+    region = captured.regions[path]
     program = region._fxprune["eval"]
     graph = copy_graph(program.graph)
     tensors = {str(node.target): attribute(region, str(node.target)) for node in state_reads(graph)}
     folded = {}
     for weight in weights:
-        if "eval" not in weight.sites:
+        if "eval" not in weight.sites or weight.region != path:
             continue
+        name, mask = local(weight.name, path), local(mask_name(weight), path)
         site = node_named(graph, weight.sites["eval"])
-        product = next(user for user in site.users if _multiplies(user, mask_name(weight)))
+        product = next(user for user in site.users if _multiplies(user, mask))
         with graph.inserting_before(product):
-            constant = graph.create_node("get_attr", f"{weight.name}_folded")
+            constant = graph.create_node("get_attr", f"{name}_folded")
         constant.meta = dict(product.meta)
         product.replace_all_uses_with(constant)
         value = operand_value(region, program, site.name)
-        tensors[str(constant.target)] = torch.where(tensors[mask_name(weight)], value, torch.zeros_like(value))
-        folded[weight.name] = constant
+        tensors[str(constant.target)] = torch.where(tensors[mask], value, torch.zeros_like(value))
+        folded[name] = constant
     graph.eliminate_dead_code()
     for name, constant in folded.items():
         for node in state_reads(graph):
@@ -124,7 +121,8 @@ def _multiplies(node: fx.Node, mask: str) -> bool:
     return node.target is torch.ops.aten.mul.Tensor and len(operands) == 2 and operands[1].target == mask
 
 
-def _local(name: str, region: str) -> str:
+def local(name: str, region: str) -> str:
+    """A name of the model's state as a region has it."""
     return name.removeprefix(f"{region}.") if region else name
 
 

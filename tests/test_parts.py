@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fxprune import CapturedModel, PrunedModel, capture, export_onnx, find_weights, load, prune, save
+from fxprune import CapturedModel, PrunedModel, capture, export_onnx, find_weights, load, prune, report, save
 from fxprune.errors import CaptureError
 from fxprune.onnx.choices import rows_found
 from fxprune.onnx.verify import verify_onnx
@@ -353,6 +353,18 @@ def test_rows_are_found_wherever_they_are(got: Any, found: int) -> None:
     result = rows_found(np.array([[1.0, 2.0], [3.0, 4.0]]), np.asarray(got), 1e-4)
     assert (result.rows, result.found) == (2, found)
     assert result.difference.relative <= 1e-4
+
+
+def test_report(pruned: PrunedModel, tmp_path: Path) -> None:
+    path = tmp_path / "detector.onnx"
+    export_onnx(pruned, path)
+    found = report(pruned, path, latency=True, data=[(EXAMPLE, EXAMPLE[1])])
+    assert found.totals["kept"] == pruned.masks.kept
+    assert 0 < found.totals["effective"] <= found.totals["kept"]
+    assert found.dense is not None
+    assert found.dense.sparse_ms > 0
+    assert found.gradient is not None
+    assert not found.cut_off
 
 
 def test_save_and_load(pruned: PrunedModel, tmp_path: Any) -> None:

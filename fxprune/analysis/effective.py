@@ -66,14 +66,23 @@ def effective(pruned: PrunedModel) -> Effective:
     """Find the weights that lie on a path from an input to an output of the evaluation graph.
 
     One sample is followed (or as many as the model was captured for, where that is fixed), on the CPU. It
-    takes about three passes forward and one back, and the memory of a training step on that sample.
-
-    Raises:
-        ExportError: the model was captured in parts.
+    takes about three passes forward and one back, and the memory of a training step on that sample. Of a
+    model captured in parts, each region is followed by itself.
     """
     model = copy.deepcopy(pruned).cpu().float()  # half precision lacks kernels on some CPUs
-    leaves = {name: mask.float().requires_grad_() for name, mask in model.masks.items()}
-    traced, state, inputs = _trace(model)
+    found: dict[str, Tensor] = {}
+    reasons: dict[str, str] = {}
+    for path in model.captured.regions:
+        part = _effective_in(model, path)
+        found |= part.masks
+        reasons |= part.cut_off
+    return Effective(Masks({name: found[name] for name in model.masks}), reasons)
+
+
+def _effective_in(model: PrunedModel, path: str) -> Effective:
+    own = [weight for weight in model.weights if weight.region == path]
+    leaves = {weight.name: model.masks[weight.name].float().requires_grad_() for weight in own}
+    traced, state, inputs = _trace(model, path)
     arguments = [_of_state(model, name, value, leaves) for name, value in state.items()]
     arguments += [_Marks(_ones(leaf), _ones(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in inputs]
     outputs = pytree.tree_leaves(_Paths(traced).run(*arguments))
@@ -81,7 +90,7 @@ def effective(pruned: PrunedModel) -> Effective:
     on_a_path = _gradients(reached, list(leaves.values()))
     found = {name: mask.bool() & (g > 0.5) for (name, mask), g in zip(leaves.items(), on_a_path, strict=True)}
     lost = [name for name, mask in leaves.items() if bool(mask.any()) and not bool(found[name].any())]
-    deployed = {weight.name for weight in model.weights if "eval" in weight.sites}
+    deployed = {weight.name for weight in own if "eval" in weight.sites}
     layers = _Layers(traced.graph, list(state), model.masks.empty)
     reasons = {name: layers.why(name) if name in deployed else "only training uses it" for name in lost}
     return Effective(Masks(found), reasons)
@@ -94,15 +103,20 @@ def _gradients(reached: Sequence[Tensor], leaves: Sequence[Tensor]) -> Sequence[
     return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
-def _trace(model: PrunedModel) -> tuple[fx.GraphModule, dict[str, Tensor], list[object]]:
-    """The evaluation graph in basic ATen operators, the state that it takes first, and one sample for the rest."""
-    folded = fold(model.captured, model.weights)
+def _trace(model: PrunedModel, path: str) -> tuple[fx.GraphModule, dict[str, Tensor], list[object]]:
+    """A region's evaluation graph in basic operators, the state that it takes first, and one sample for the rest.
+
+    State goes by its name in the whole model.
+    """
+    folded = fold(model.captured, model.weights, path)
+    prefix = f"{path}." if path else ""
     names = dict.fromkeys(str(node.target) for node in state_reads(folded.graph))
-    state = {name: value for name in names if isinstance(value := attribute(folded, name), Tensor)}
-    inputs = model.captured.regions[""]._fxprune["eval"].sample_inputs(1)
+    state = {prefix + name: value for name in names if isinstance(value := attribute(folded, name), Tensor)}
+    inputs = model.captured.regions[path]._fxprune["eval"].sample_inputs(1)
 
     def call(state: dict[str, Tensor], *inputs: object) -> Any:
-        return functional_call(folded, state, inputs)
+        own = {name.removeprefix(prefix): value for name, value in state.items()}
+        return functional_call(folded, own, inputs)
 
     # without kernels of their own, attention and recurrent layers come apart into basic operators
     with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

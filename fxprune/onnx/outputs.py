@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import ExportError
 from fxprune.model import PrunedModel
 from fxprune.onnx.checks import Check
+from fxprune.onnx.parts import eager, tensors
 from fxprune.onnx.read import open_session
 from fxprune.program import Program
 from fxprune.rewrite import fold
@@ -113,6 +114,16 @@ def check_outputs(
         figures = replace(figures, agreement=share)
         checks += [check] if check else []
     return checks, figures
+
+
+def named_inputs(pruned: PrunedModel) -> dict[str, NDArray[Any]]:
+    """Inputs of the model's file, by name: one random sample, or the example of a model captured in parts."""
+    if not pruned.captured.is_whole:
+        source = eager(pruned)
+        return dict(zip(source.names, (tensor.numpy() for tensor in tensors(source.args)), strict=True))
+    program = pruned.captured.regions[""]._fxprune["eval"]
+    named = zip(program.inputs, program.sample_inputs(1), strict=True)
+    return {leaf.name: value.numpy() for leaf, value in named if isinstance(value, Tensor)}
 
 
 def _of_model(pruned: PrunedModel, program: Program) -> Reference:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fxprune.model import PrunedModel
 from fxprune.progress import working
@@ -78,9 +77,9 @@ def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None)
 def _measured(model: PrunedModel, size: int, dense: Path, sparse: Path) -> DenseFile:
     import onnxruntime
 
-    program = model.captured.regions[""]._fxprune["eval"]
-    named = zip(program.inputs, program.sample_inputs(1), strict=True)
-    inputs = {leaf.name: value.numpy() for leaf, value in named if isinstance(value, Tensor)}
+    from fxprune.onnx.outputs import named_inputs
+
+    inputs = named_inputs(model)
     threads = torch.get_num_threads()
     calls = [_call(path, inputs, threads) for path in (dense, sparse)]
     for call in calls:
