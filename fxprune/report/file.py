@@ -65,11 +65,11 @@ def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
     import onnx
 
     from fxprune.onnx.external import data_files
-    from fxprune.onnx.sizes import entropy_bound, gzip_bytes, zstd_bytes
+    from fxprune.onnx.sizes import entropy_bound, file_bytes, gzip_bytes, zstd_bytes
 
     proto = onnx.load(file, load_external_data=False)
     files = [file, *(file.parent / name for name in sorted(data_files(proto)))]
-    size = sum(path.stat().st_size for path in files)
+    size = file_bytes(file)
     masks = pruned.masks
     names = [weight.name for weight in pruned.weights if "eval" in weight.sites]
     counts = [(masks[name].numel(), int(masks[name].sum())) for name in names]
@@ -92,6 +92,7 @@ def by_encoding(graph: Any, names: Iterable[str]) -> dict[str, int]:
     sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
     makers = {name: node for node in graph.node for name in node.output}
     found: Counter[str] = Counter()
+    counted: set[str] = set()
     for name in names:
         parts = _behind(name, makers, {name})
         stored = [dense[part] for part in parts if part in dense]
@@ -99,7 +100,9 @@ def by_encoding(graph: Any, names: Iterable[str]) -> dict[str, int]:
         decoder = makers[name].op_type if name in makers and makers[name].domain == DOMAIN else None
         how = decoder or ("coo" if coordinates else "dense" if len(stored) == 1 else "written out")
         if stored or coordinates:
-            found[how] += sum(map(_size, stored)) + sum(part.ByteSize() for part in coordinates)
+            new = [tensor for tensor in stored if tensor.name not in counted]  # decoders may share a shape
+            found[how] += sum(map(_size, new)) + sum(part.ByteSize() for part in coordinates)
+            counted |= parts
     return dict(sorted(found.items()))
 
 

@@ -61,6 +61,7 @@ def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None)
     """
     from fxprune.errors import ExportError
     from fxprune.onnx.export import export_onnx
+    from fxprune.onnx.sizes import file_bytes
 
     if file is None:
         raise ExportError("latency: expected the model's ONNX file to measure, got none; export the model first")
@@ -69,9 +70,8 @@ def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         export_onnx(model, path, encoding="dense")
-        size = sum(entry.stat().st_size for entry in Path(folder).iterdir())
         with working("measuring latency"):
-            return _measured(model, size, path, Path(file))
+            return _measured(model, file_bytes(path), path, Path(file))
 
 
 def _measured(model: PrunedModel, size: int, dense: Path, sparse: Path) -> DenseFile:
