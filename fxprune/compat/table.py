@@ -183,7 +183,6 @@ def _status(entry: Entry, stage: str) -> str:
         regions = entry.fact(stage, "regions")
         remarks += [f"{regions} regions"] if regions != 1 else []
         remarks += ["fixed batch"] if entry.fact(stage, "dynamic_batch") is False else []
-        remarks += ["meta"] if entry.fact(stage, "device") == "meta" else []
     return f"{status} ({', '.join(remarks)})" if remarks else status
 
 
