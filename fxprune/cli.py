@@ -98,13 +98,13 @@ def models(
     pattern: Annotated[str, typer.Argument(help="Glob, such as 'resnet*' or 'timm:vit_*'.")] = "*",
     as_json: AsJson = False,
 ) -> None:
-    """List the timm and torchvision models whose name matches a pattern."""
+    """List the models of the libraries whose name matches a pattern."""
     from fxprune.zoo import list_models
 
     names = list_models(pattern)
     _print_json(names) if as_json else out.print("\n".join(names), highlight=False, end="\n" if names else "")
     if not names:
-        _say(f"no model of timm or torchvision matches {pattern!r}")
+        _say(f"no model of the libraries matches {pattern!r}")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
@@ -383,14 +383,14 @@ def compat_run(
     """Try models one by one, each in a process of its own, and write down how far each gets."""
     from fxprune.compat.plan import memory_limit, plan, select, threads
     from fxprune.compat.results import Results, Tally
-    from fxprune.compat.runner import Limits, run
+    from fxprune.compat.runner import Limits, known_models, run
     from fxprune.compat.stages import examine
     from fxprune.progress import track
 
     limits = Limits(timeout, memory_limit(memory, jobs))
     with Results(output, resume=resume or failed) as results:
         tasks = plan(
-            select(patterns or [], library, shard),
+            select(known_models(), patterns or [], library, shard),
             stage,
             results.rows,
             failed=failed,
@@ -407,6 +407,30 @@ def compat_run(
     _say(f"{tally}; rows are in {output}")
     if not tally.all_passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@compat.command("table")
+def compat_table(
+    results: Annotated[list[Path], typer.Argument(help="Files that `fxprune compat` wrote.")],
+    html: Annotated[Optional[Path], typer.Option(help="Write one page that sorts and filters.")] = None,  # noqa: UP045
+    markdown: Annotated[Optional[Path], typer.Option(help="Write the table as Markdown.")] = None,  # noqa: UP045
+    readme: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Put the pass rates between the markers of this file."),
+    ] = None,
+) -> None:
+    """Print the pass rates, and write the table."""
+    from fxprune.compat import table
+    from fxprune.compat.results import read_rows
+
+    found = table.entries(read_rows(results))
+    out.print(table.summary(found), highlight=False, soft_wrap=True)
+    if html:
+        table.write(html, table.html(found))
+    if markdown:
+        table.write(markdown, table.markdown(found))
+    if readme:
+        table.update(readme, found)
 
 
 def _named(model: str | None) -> Any:

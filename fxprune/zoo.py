@@ -1,7 +1,8 @@
-"""A model's name -> the module, with random weights: `timm:`, `torchvision:`, or a factory of the user's own.
+"""A model's name -> the module, with random weights: one of a library's, or a factory of the user's own.
 
     timm:resnet18               one of timm's models
     torchvision:vit_b_16        one of torchvision's
+    transformers:bert           one of transformers', tiny (pip install fxprune[transformers])
     nets/vgg.py:make_vgg        a factory in a file
     research.nets:make_vgg      a factory in an importable module
 
@@ -29,13 +30,14 @@ from typing import Any
 from torch import nn
 
 from fxprune.errors import ModelSpecError
+from fxprune.tiny_transformers import TINY, build_tiny
 
-__all__ = ["ModelSpec", "build", "list_models", "parse_shape", "runs_user_code"]
+__all__ = ["ModelSpec", "build", "list_models", "matches", "parse_shape", "runs_user_code"]
 
 Shape = tuple[int, ...]
 
-LIBRARIES = ("timm", "torchvision")
-FORMS = "timm:NAME, torchvision:NAME, path/to/file.py:FACTORY or package.module:FACTORY"
+LIBRARIES = ("timm", "torchvision", "transformers")
+FORMS = "timm:NAME, torchvision:NAME, transformers:NAME, path/to/file.py:FACTORY or package.module:FACTORY"
 
 # Arguments that would make a library download or unpickle weights. Models are built with random ones, and
 # a checkpoint's spec must not be able to make `build` open another file.
@@ -47,6 +49,7 @@ WEIGHT_SOURCES = frozenset(
         "checkpoint_path",
         "weights",
         "weights_backbone",
+        "use_pretrained_backbone",
     ]
 )
 
@@ -141,11 +144,13 @@ def build(spec: ModelSpec) -> tuple[nn.Module, Shape]:
         return _build_timm(spec, name)
     if library == "torchvision":
         return _build_torchvision(spec, name)
+    if library == "transformers":
+        return _build_transformers(spec, name)
     return _build_factory(spec)
 
 
 def runs_user_code(spec: ModelSpec) -> bool:
-    """Whether building this imports code from outside timm and torchvision.
+    """Whether building this imports code from outside the libraries.
 
     Loading a checkpoint must not do that unless the caller names the model again.
     """
@@ -156,10 +161,15 @@ def list_models(pattern: str = "*") -> list[str]:
     """All library models whose name matches a glob, sorted, each with its prefix.
 
     Args:
-        pattern: With a prefix ("timm:resnet*") or without ("resnet*" looks in both libraries).
+        pattern: With a prefix ("timm:resnet*") or without ("resnet*" looks in all libraries).
     """
     names = [f"{library}:{name}" for library in LIBRARIES for name in _library_names(library)]
-    return sorted(n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.partition(":")[2], pattern))
+    return sorted(name for name in names if matches(name, pattern))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a library's model matches a glob, with or without its prefix."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.partition(":")[2], pattern)
 
 
 def parse_shape(text: str) -> Shape:
@@ -253,14 +263,27 @@ def _torchvision_size(spec: ModelSpec, name: str, shape: Shape) -> dict[str, Any
 
 
 def _library_names(library: str) -> list[str]:
-    """All names of one library; imported here because both libraries take a second to import."""
+    """All names of one library; imported here because the libraries take seconds to import."""
     if library == "timm":
         import timm
 
         return list(timm.list_models())
-    from torchvision import models
+    if library == "torchvision":
+        from torchvision import models
 
-    return list(models.list_models())
+        return list(models.list_models())
+    return list(TINY) if importlib.util.find_spec("transformers") else []
+
+
+def _build_transformers(spec: ModelSpec, name: str) -> tuple[nn.Module, Shape]:
+    if importlib.util.find_spec("transformers") is None:
+        raise ModelSpecError(f"{spec.name} needs transformers; pip install fxprune[transformers]")
+    if name not in TINY:
+        raise _unknown_model("transformers", name)
+    shape = spec.input_shape or TINY[name].shape
+    _check_rank(spec, shape, TINY[name].shape)
+    with _quoting(spec.name):
+        return build_tiny(name, dict(spec.kwargs), spec.num_classes), shape
 
 
 # --- the user's own factories

@@ -24,7 +24,7 @@ Stage = Literal["capture", "prune", "onnx"]
 STAGES: tuple[Stage, ...] = ("capture", "prune", "onnx")
 GIB = 2**30
 
-_FRAMES = 5  # of the traceback in a row
+_FRAMES = 4  # of the traceback in a row, those in torch left out but for the last
 _REASON = 400  # characters
 
 
@@ -134,8 +134,9 @@ def described(error: BaseException) -> dict[str, Any]:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
-    frames = traceback.extract_tb(root.__traceback__)[-_FRAMES:]
-    where = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+    frames = traceback.extract_tb(root.__traceback__)
+    own = [frame for frame in frames[:-1] if not _short(frame.filename).startswith("torch/")]
+    where = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in own[-_FRAMES:] + frames[-1:]]
     return {"kind": type(error).__name__, "reason": _cut(reason), "traceback": where}
 
 
@@ -144,9 +145,8 @@ def _cut(reason: str) -> str:
 
 
 def _short(filename: str) -> str:
-    """A path from its package on: rows are published, and say nothing of the machine."""
+    """A path without what lies before its package: rows are published, and say nothing of the machine."""
     parts = Path(filename).parts
-    for folder in ("site-packages", "dist-packages", "lib"):
-        if folder in parts:
-            return "/".join(parts[len(parts) - parts[::-1].index(folder) :])
-    return "/".join(parts[-3:])
+    starts = [i + 1 for i, part in enumerate(parts) if part in ("site-packages", "dist-packages")]
+    starts += [i for i, part in enumerate(parts) if part == "fxprune"]
+    return "/".join(parts[max(starts, default=-2) :])

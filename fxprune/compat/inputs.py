@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+_TOKENS = 8  # of a text that goes with another input
 _OBJECTS = 2  # boxes in each image of a detector's
 
 
@@ -45,7 +46,7 @@ def example(
     """Inputs for a model of `fxprune.zoo`: normal numbers, drawn from a seed.
 
     Classifiers, segmentation and video models take one tensor. torchvision's detectors take a list of images and,
-    to train, their targets; its models of optical flow take two images.
+    to train, their targets; its models of optical flow take two images. Those of transformers take inputs by name.
 
     Args:
         module: the model.
@@ -67,8 +68,26 @@ def example(
         args = (images, [_objects(image) for image in images])
     elif kind.startswith("torchvision.models.optical_flow."):
         args = (drawn(), drawn())
+    elif kind.startswith("transformers."):
+        args, kwargs = (), _named(module, drawn, batch, generator)
     args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
     return Example(args, kwargs, torch.arange(batch))
+
+
+def _named(module: Any, drawn: Callable[[], Tensor], batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """What a model of transformers takes: numbers, or tokens, or both, and tokens for a decoder of its own."""
+
+    def tokens(length: int, vocabulary: int) -> Tensor:
+        return torch.randint(vocabulary, (batch, length), generator=generator, device="cpu")
+
+    config, main = module.config, module.main_input_name
+    text = getattr(config, "text_config", None)
+    if text is not None:  # text and images
+        return {"input_ids": tokens(_TOKENS, text.vocab_size), "pixel_values": drawn()}
+    if main == "input_ids":
+        return {main: tokens(drawn().shape[1], config.vocab_size)}
+    decoded = {"decoder_input_ids": tokens(_TOKENS, config.vocab_size)} if main == "input_features" else {}
+    return {main: drawn(), **decoded}
 
 
 def _objects(image: Tensor) -> dict[str, Tensor]:

@@ -10,15 +10,18 @@ from typing import Any
 from fxprune.compat.child import GIB, STAGES, Stage, Task
 from fxprune.compat.results import Row, key, latest, versions
 from fxprune.errors import CompatError
-from fxprune.zoo import LIBRARIES, list_models
+from fxprune.zoo import LIBRARIES, matches
 
 _MEMORY_SHARE = 0.8  # of what is free; the rest is for the system, and for what grows between two looks
 
 
-def select(patterns: Sequence[str], library: str | None = None, shard: str = "1/1") -> list[str]:
+def select(
+    known: Sequence[str], patterns: Sequence[str] = (), library: str | None = None, shard: str = "1/1"
+) -> list[str]:
     """The names that match a pattern, in the order of the patterns, each once.
 
     Args:
+        known: all names, each with its library's prefix.
         patterns: globs of names, with or without a library's prefix; none stands for all names.
         library: only names of this library.
         shard: ``"i/n"`` takes every n-th name, from the i-th on: parts are alike, since families are neighbours.
@@ -28,10 +31,10 @@ def select(patterns: Sequence[str], library: str | None = None, shard: str = "1/
     """
     if library is not None and library not in LIBRARIES:
         raise CompatError(f"library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
-    known, names = frozenset(list_models()), dict[str, None]()
+    offered = [name for name in known if library in (None, name.partition(":")[0])]
+    exact, names = frozenset(offered), dict[str, None]()
     for pattern in patterns or ["*"]:
-        matching = [pattern] if pattern in known else list_models(pattern)
-        found = [name for name in matching if library in (None, name.partition(":")[0])]
+        found = [pattern] if pattern in exact else [name for name in offered if matches(name, pattern)]
         if not found:
             raise CompatError(f"no model matches {pattern!r}; `fxprune models` lists their names")
         names.update(dict.fromkeys(found))

@@ -9,9 +9,10 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import BaseContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import psutil
 
 from fxprune.compat.child import GIB, Examine, Task, attend
 from fxprune.compat.results import Row, now, versions
+from fxprune.zoo import list_models
 
 _LOOK = 0.1  # seconds between two looks at the memory of the processes
+_LOST = 255  # what multiprocessing gives for an exit code when the server is gone
 _FAREWELL = 5.0  # seconds that a process has to end by itself
 _LAST_WORDS = 300  # characters of standard error in the row of a process that died
 
@@ -38,13 +41,26 @@ class Limits:
     memory: int
 
 
+def server() -> BaseContext:
+    """A server that forks processes which have imported torch and the libraries; it starts at its first use."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fxprune.compat.preload"])
+    return context
+
+
+def known_models() -> list[str]:
+    """`fxprune.zoo.list_models` in a process of its own: this one stays as small as it is, and quick to end."""
+    with ProcessPoolExecutor(1, mp_context=server()) as pool:
+        return pool.submit(list_models).result()
+
+
 def run(
     examine: Examine,
     tasks: Sequence[Task],
     limits: Limits,
     *,
     jobs: int = 1,
-    preload: str | None = "fxprune.compat.preload",
+    context: BaseContext | None = None,
 ) -> Iterator[Row]:
     """Try each task in a process of its own, and give a row for each in the order in which they end.
 
@@ -55,12 +71,10 @@ def run(
         tasks: what to try.
         limits: of each process; the one that exceeds them is killed.
         jobs: how many run at a time.
-        preload: module that the server imports before the first process is forked from it.
+        context: where processes are from; by default `server`.
     """
-    context = multiprocessing.get_context("forkserver")
-    if preload:
-        context.set_forkserver_preload([preload])
-    waiting, running = list(tasks)[::-1], list[_Attempt]()
+    context = context or server()
+    waiting, running, again = list(tasks)[::-1], list[_Attempt](), set[Task]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -68,7 +82,11 @@ def run(
             connection.wait([attempt.messages for attempt in running], timeout=_LOOK)
             for attempt in [attempt for attempt in running if attempt.look()]:
                 running.remove(attempt)
-                yield attempt.row()
+                if attempt.lost and attempt.task not in again:
+                    again.add(attempt.task)
+                    waiting.append(attempt.task)
+                else:
+                    yield attempt.row()
     finally:
         for attempt in running:
             attempt.kill()
@@ -160,6 +178,11 @@ class _Attempt:
         self.process.join(_FAREWELL)
         self.messages.close()
         self.stderr.unlink(missing_ok=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server died, of which the model knows nothing, so that nobody knows what became of it."""
+        return self.failure is not None and self.failure["kind"] == "Crash" and self.process.exitcode == _LOST
 
     def row(self) -> Row:
         """What became of the task."""
