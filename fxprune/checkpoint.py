@@ -1,6 +1,6 @@
 """Checkpoints: a folder with a safetensors file and a JSON file, from which a pruned model is rebuilt.
 
-Nothing in a checkpoint is executed. Where the model is named by a spec of timm or torchvision, the spec
+Nothing in a checkpoint is executed. Where the model is named by a spec of a library, the spec
 is enough to build it again; a model that comes from the user's own code has to be named again.
 """
 

@@ -93,13 +93,13 @@ def models(
     pattern: Annotated[str, typer.Argument(help="Glob, such as 'resnet*' or 'timm:vit_*'.")] = "*",
     as_json: AsJson = False,
 ) -> None:
-    """List the timm and torchvision models whose name matches a pattern."""
+    """List the models of the libraries whose name matches a pattern."""
     from fxprune.zoo import list_models
 
     names = list_models(pattern)
     _print_json(names) if as_json else out.print("\n".join(names), highlight=False, end="\n" if names else "")
     if not names:
-        _say(f"no model of timm or torchvision matches {pattern!r}")
+        _say(f"no model of the libraries matches {pattern!r}")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 

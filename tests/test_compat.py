@@ -82,7 +82,7 @@ def test_whatever_becomes_of_a_model_is_a_row(
     assert row["failed"]["stage"] == "capture"
     assert (row["failed"]["kind"], row["failed"]["reason"]) == (kind, reason)
     assert row["capture"]["parameters"] == 7  # what was found before it went wrong
-    assert (row["peak_gib"] > 1) == (name == "hog")
+    assert (row["peak_gib"] >= 1) == (name == "hog")
     if name == "hang":
         assert SECONDS < row["seconds"] < SECONDS + 5
 
@@ -473,7 +473,7 @@ def test_a_model_goes_through_all_stages(notes: Notes) -> None:
     capture, prune, onnx = (notes.facts[stage] for stage in ("capture", "prune", "onnx"))
     assert capture["inputs"] == ["2x3x160x160"]
     assert (capture["device"], capture["regions"], capture["dynamic_batch"]) == ("cpu", 1, True)
-    assert prune["derived"] == prune["of"] - prune["compared"] > 0  # weight standardisation
+    assert 0 < prune["of"] - prune["compared"] <= prune["derived"]  # weight standardisation
     assert prune["plain_empty"] > 0 == prune["empty"]
     assert prune["ones"] == {"train": 0.0, "eval": 0.0, "buffers": 0.0, "varies": True}
     assert prune["masked"]["varies"]
@@ -494,7 +494,8 @@ def test_a_graph_that_computes_something_else_fails(notes: Notes, monkeypatch: p
     def wrongly(module: nn.Module, *inputs: Any) -> Any:
         captured = capture(module, *inputs)
         with torch.no_grad():
-            next(captured.host.parameters()).mul_(1.01)
+            for parameter in captured.host.parameters():
+                parameter.mul_(1.01)
         return captured
 
     monkeypatch.setattr(stages, "capture", wrongly)
@@ -532,3 +533,36 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert plan.threads(2) == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert plan.threads(10**6) == 1
+
+
+# --- the command line
+
+
+def fxprune(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fxprune", "compat", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    arguments = ("torchvision:alexnet", "timm:test_v*2", "-o", str(file), "--memory", "4")
+    done = fxprune(*arguments)
+    assert done.returncode == 2
+    assert "no model matches 'timm:test_v*2'" in done.stderr
+
+    done = fxprune("torchvision:alexnet", "torchvision:raft_small", *arguments[2:])
+    assert "2 of 2 passed (100.0%)" in done.stderr, done.stderr
+    assert done.returncode == 0
+    alexnet, raft = read_rows([file])
+    assert (alexnet["capture"]["device"], alexnet["capture"]["parameters"]) == ("meta", 61100840)
+    assert len(raft["capture"]["inputs"]) == 2
+
+    done = fxprune("torchvision:alexnet", *arguments[2:], "--resume")
+    assert "0 of 0 passed" in done.stderr
+    assert len(read_rows([file])) == 2
+
+    done = fxprune("table", str(file), "--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "page.md"))
+    assert "| torchvision | 2 of 2 (100%) |" in done.stdout
+    assert "torchvision:alexnet" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.md").read_text().startswith("# Compatibility")

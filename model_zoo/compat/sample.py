@@ -1,6 +1,6 @@
 """Print the sample that `make compat-sample` captures: the smallest model of each module of the libraries.
 
-Run as: python model_zoo/compat/sample.py > model_zoo/compat/sample.txt, some minutes. Models are built without values.
+Run as: python model_zoo/compat/sample.py > model_zoo/compat/sample.txt; models are built without values.
 """
 
 from __future__ import annotations
