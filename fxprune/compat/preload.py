@@ -4,8 +4,10 @@ Tracing a first model makes torch import the rest of itself. It must not start t
 no kernel here is large enough to be spread over several.
 """
 
+import atexit
 import contextlib
 import gc
+import os
 
 import onnxscript.optimizer  # noqa: F401  # not onnxruntime, which starts a thread
 import torch
@@ -22,3 +24,6 @@ list_models()  # imports timm and torchvision
 capture(torch.nn.Linear(1, 1, device="meta"), (torch.zeros(2, 1, device="meta"),))
 gc.collect()
 gc.freeze()  # a collection in a process would otherwise touch, and so copy, every page of this
+atexit.register(
+    os._exit, 0
+)  # the server has nothing to put in order, and what is frozen would be reported as leaked
