@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -14,6 +15,10 @@ def behave(task: Task, journal: Journal) -> None:
     with journal.stage("capture"):
         journal.note(parameters=7, threads=task.threads)
         match task.model.partition(":")[2]:
+            case mark if mark.startswith("/") and not os.path.exists(mark):  # noqa: PTH110
+                os.mkdir(mark)  # noqa: PTH102
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(600)
             case "raise":
                 try:
                     raise ValueError("the cause")

@@ -111,6 +111,13 @@ def test_closing_the_run_ends_its_processes(server: Any) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_a_model_is_tried_again_when_the_server_dies(server: Any, tmp_path: Path) -> None:
+    mark = tmp_path / "tried"
+    (row,) = run(compat_fakes.behave, [Task(f"timm:{mark}", "capture")], Limits(120, 4 * GIB), context=server)
+    assert mark.exists()
+    assert row["ok"]
+
+
 SCRIPT = """
 import multiprocessing, signal, sys
 from fxprune import cli
@@ -553,9 +560,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert (alexnet["capture"]["device"], alexnet["capture"]["parameters"]) == ("meta", 61100840)
     assert len(raft["capture"]["inputs"]) == 2
 
-    done = fxprune(
-        "table", str(file), "--html", str(tmp_path / "page.html"), "--markdown", str(tmp_path / "page.md")
-    )
+    page, text = tmp_path / "page.html", tmp_path / "table.md"
+    done = fxprune("table", str(file), "--html", str(page), "--markdown", str(text))
     assert "| torchvision | 2 of 2 (100%) |" in done.stdout
     assert "torchvision:alexnet" in page.read_text()
     assert text.read_text().startswith("# Compatibility")

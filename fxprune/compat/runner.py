@@ -23,6 +23,7 @@ from fxprune.compat.results import Row, now, versions
 from fxprune.zoo import list_models
 
 _LOOK = 0.1  # seconds between two looks at the memory of the processes
+_LOST = 255  # what multiprocessing gives for an exit code when the server is gone
 _FAREWELL = 5.0  # seconds that a process has to end by itself
 _LAST_WORDS = 300  # characters of standard error in the row of a process that died
 
@@ -73,7 +74,7 @@ def run(
         context: where processes are from; by default `server`.
     """
     context = context or server()
-    waiting, running = list(tasks)[::-1], list[_Attempt]()
+    waiting, running, again = list(tasks)[::-1], list[_Attempt](), set[Task]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -81,7 +82,11 @@ def run(
             connection.wait([attempt.messages for attempt in running], timeout=_LOOK)
             for attempt in [attempt for attempt in running if attempt.look()]:
                 running.remove(attempt)
-                yield attempt.row()
+                if attempt.lost and attempt.task not in again:
+                    again.add(attempt.task)
+                    waiting.append(attempt.task)
+                else:
+                    yield attempt.row()
     finally:
         for attempt in running:
             attempt.kill()
@@ -173,6 +178,11 @@ class _Attempt:
         self.process.join(_FAREWELL)
         self.messages.close()
         self.stderr.unlink(missing_ok=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the server died, of which the model knows nothing, so that nobody knows what became of it."""
+        return self.failure is not None and self.failure["kind"] == "Crash" and self.process.exitcode == _LOST
 
     def row(self) -> Row:
         """What became of the task."""
