@@ -303,7 +303,7 @@ def _other_batch(task: Task, subject: Subject) -> Example:
 
 def _varies(output: Any) -> bool:
     """Whether samples have different outputs; a comparison of outputs that do not shows little."""
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim() > 1]
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim() > 1 and len(leaf)]
     return any(leaf.is_floating_point() and not torch.equal(leaf[0], leaf[-1]) for leaf in leaves)
 
 
