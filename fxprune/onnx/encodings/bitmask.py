@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fxprune.onnx.encodings.weight import Encoded, SparseWeight, decoder_node, tensor
+from fxprune.onnx.encodings.weight import Encoded, SparseWeight, decoded, tensor
 
 
 class Bitmask:
@@ -35,8 +35,7 @@ class Bitmask:
         rank = Mul (count, counted)
         nothing = Constant <value = float[1] {0.0}> ()
         zero = Cast <to: int = @to> (nothing)
-        typed = Cast <to: int = @to> (values)
-        entries = Concat <axis = 0> (zero, typed)
+        entries = Concat <axis = 0> (zero, values)
         line = GatherElements <axis = 0> (entries, rank)
         weight = Reshape (line, dims)
     }
@@ -55,5 +54,5 @@ class Bitmask:
         bits = np.zeros(8 * columns, np.bool_)
         bits[weight.positions] = True
         mask = np.packbits(bits.reshape(8, columns), axis=0, bitorder="little").reshape(-1)
-        tensors = (tensor(weight.values, f"{weight.name}/values"), tensor(mask, f"{weight.name}/mask"))
-        return Encoded(tensors, node=decoder_node("Bitmask", weight, tensors))
+        values = tensor(weight.values, f"{weight.name}/values")
+        return decoded("Bitmask", weight, values, tensor(mask, f"{weight.name}/mask"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fxprune.onnx.encodings.weight import SCATTER, Encoded, SparseWeight, decoder_node, tensor
+from fxprune.onnx.encodings.weight import SCATTER, Encoded, SparseWeight, decoded, tensor
 
 
 def _steps(weight: SparseWeight) -> NDArray[np.int64]:
@@ -51,8 +51,8 @@ class Gaps:
         stored[ends] = steps - stops * self.most
         values = np.zeros(stored.size, weight.values.dtype)
         values[ends] = weight.values
-        tensors = (tensor(values, f"{weight.name}/values"), tensor(stored, f"{weight.name}/steps"))
-        return Encoded(tensors, node=decoder_node("Gaps", weight, tensors))
+        entries = tensor(values, f"{weight.name}/values")
+        return decoded("Gaps", weight, entries, tensor(stored, f"{weight.name}/steps"))
 
     def _stops(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.maximum(steps - 1, 0) // self.most
@@ -107,12 +107,13 @@ class PackedGaps:
         half = -(-steps.size // 2)
         short = np.zeros(2 * half, np.uint8)
         short[: steps.size] = steps & 15
-        tensors = (
+        return decoded(
+            "PackedGaps",
+            weight,
             tensor(weight.values, f"{weight.name}/values"),
             tensor(short[:half] | short[half:] << 4, f"{weight.name}/steps"),
             tensor(self._longer(steps), f"{weight.name}/longer"),
         )
-        return Encoded(tensors, node=decoder_node("PackedGaps", weight, tensors))
 
     @staticmethod
     def _longer(steps: NDArray[np.int64]) -> NDArray[np.integer]:
