@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fxprune.capture import capture
 from fxprune.errors import CheckpointError, ModelSpecError
+from fxprune.examples import example
 from fxprune.files import readable, replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
@@ -236,7 +237,8 @@ def load(
         folder: the checkpoint.
         model: the module or spec that was pruned, for a checkpoint whose model is the user's own code;
             none of that is run unless it is named here. Its parameters are replaced.
-        example_inputs: what the model is called with; by default a batch of the recorded input shape.
+        example_inputs: what the model is called with; by default what `fxprune.examples` makes of the
+            recorded input shape.
         example_kwargs: the same by keyword.
 
     Raises:
@@ -250,7 +252,8 @@ def load(
     if example_inputs is None and not example_kwargs:
         if shape is None:
             raise CheckpointError(f"{folder} records no input shape; give example_inputs=(x,)")
-        example_inputs = (torch.zeros(2, *shape),)
+        made = example(module, shape)
+        example_inputs, example_kwargs = made.args, made.kwargs
     with working("capturing the model"):
         captured = capture(module, example_inputs or (), example_kwargs)
     weights = _recorded_weights(find_weights(captured), manifest, state, folder)

@@ -21,6 +21,7 @@ from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
 from fxprune.errors import CheckpointError, DataError, RecipeError
+from fxprune.examples import example
 from fxprune.files import replacing
 from fxprune.loss import classification
 from fxprune.masks import check_cut
@@ -104,10 +105,12 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
     torch.manual_seed(job.seed)
     module, shape = zoo.build(spec)
     module.to(_device(job.device))
+    made = example(module, shape)
     pruned = prune(
         module,
-        (torch.zeros(2, *shape, device=_device(job.device)),),
+        made.args,
         _score_data(job, shape),
+        example_kwargs=made.kwargs,
         sparsity=job.sparsity,
         criterion=job.criterion,
         temperature=job.temperature,

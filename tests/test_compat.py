@@ -21,10 +21,10 @@ from torch import nn
 
 from fxprune.compat import plan, results, stages, table
 from fxprune.compat.child import GIB, Task, described
-from fxprune.compat.inputs import example
 from fxprune.compat.results import Results, Tally, read_rows
 from fxprune.compat.runner import Limits, run
 from fxprune.errors import CompatError
+from fxprune.examples import example
 from fxprune.zoo import ModelSpec
 
 ROOT = Path(__file__).parent.parent

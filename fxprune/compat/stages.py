@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune import CapturedModel, PrunedModel, Weights, capture, export_onnx, find_weights, prune, zoo
 from fxprune.compat.child import GIB, Journal, Task
-from fxprune.compat.inputs import Example, example
 from fxprune.errors import CompatError
+from fxprune.examples import Example, example
 from fxprune.masks import kept_count
 from fxprune.program import Program
 
@@ -303,7 +303,9 @@ def _other_batch(task: Task, subject: Subject) -> Example:
 
 def _varies(output: Any) -> bool:
     """Whether samples have different outputs; a comparison of outputs that do not shows little."""
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim() > 1 and len(leaf)]
+    leaves = [
+        leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim() > 1 and len(leaf)
+    ]
     return any(leaf.is_floating_point() and not torch.equal(leaf[0], leaf[-1]) for leaf in leaves)
 
 
