@@ -367,6 +367,13 @@ def test_report(pruned: PrunedModel, tmp_path: Path) -> None:
     assert not found.cut_off
 
 
+def test_outputs_without_rows() -> None:
+    nothing = np.zeros((0, 4))
+    assert rows_found(nothing, nothing, 1e-4).share == 1
+    assert rows_found(nothing, np.ones((3, 4)), 1e-4).share == 0
+    assert rows_found(np.ones((3, 4)), nothing, 1e-4).share == 0
+
+
 def test_save_and_load(pruned: PrunedModel, tmp_path: Any) -> None:
     save(pruned, tmp_path / "checkpoint")
     model = load(tmp_path / "checkpoint", detector(), EXAMPLE)

@@ -9,6 +9,7 @@ inputs change in their last digits.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,8 @@ def check_choices(
         detail = (
             f"{seen.found} of {seen.rows} rows found, largest relative difference {seen.difference.relative:.1e}; "
             f"after a change of {_LAST_DIGITS:.0e} in its inputs the model itself finds {own.found}"
+            if own.rows
+            else "the model chooses nothing on these inputs, nor does the file: outputs show little"
         )
         checks.append(Check(name, seen.share >= own.share - _SLACK, detail))
         figures = (
@@ -120,7 +123,7 @@ def rows_found(want: NDArray[Any], got: NDArray[Any], tolerance: float) -> Found
     none = Difference(0.0, 0.0)
     if want.shape[1:] != got.shape[1:] or want.dtype != got.dtype:
         return Found(max(len(want), 1), 0, none)
-    a, b = want.reshape(len(want), -1).astype(np.float64), got.reshape(len(got), -1).astype(np.float64)
+    a, b = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float64) for each in (want, got))
     scale = float(np.abs(a).max(initial=0.0)) or 1.0
     limit = tolerance * scale if np.issubdtype(want.dtype, np.floating) else 0.0
     nearest = [float(np.abs(b - row).max(1).min()) if len(b) and b.shape[1] else np.inf for row in a]
