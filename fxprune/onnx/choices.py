@@ -85,7 +85,7 @@ def check_choices(
         detail = (
             f"{seen.found} of {seen.rows} rows found, largest relative difference {seen.difference.relative:.1e}; "
             f"after a change of {_LAST_DIGITS:.0e} in its inputs the model itself finds {own.found}"
-            if own.rows
+            if own.rows or seen.rows
             else "the model chooses nothing on these inputs, nor does the file: outputs show little"
         )
         checks.append(Check(name, seen.share >= own.share - _SLACK, detail))
