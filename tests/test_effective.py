@@ -275,13 +275,22 @@ def test_what_is_not_on_a_path_changes_nothing(name: str) -> None:
 
 
 def test_no_depth_makes_a_path_vanish_or_overflow() -> None:
-    layers = 60  # 32 ** 60 paths of products 1e-6 ** 60: beyond float32 and beyond float64
+    layers = 60  # some 16 ** 60 paths of products 1e-6 ** 60: beyond float32 and beyond float64
     deep = nn.Sequential(*[layer for _ in range(layers) for layer in (nn.Linear(32, 32, bias=False), nn.ReLU())])
     pruned = pruned_net(deep, torch.randn(2, 32))
+    pruned.set_masks(random_masks(pruned.weights, 0.5))
+    dead = pruned.masks["0.weight"]
+    dead[3] = False  # a channel that the next layer reads in vain
+    pruned.set_masks({**pruned.masks, "0.weight": dead})
     with torch.no_grad():
         for parameter in pruned.parameters():
             parameter.fill_(1e-6)
-    assert effective(pruned).masks.kept == pruned.masks.numel
+    found, kept = effective(pruned).masks, pruned.masks
+    for name in kept:
+        wanted = kept[name].clone()
+        if name == "2.weight":
+            wanted[:, 3] = False
+        assert torch.equal(found[name], wanted), name
 
 
 def test_a_weight_of_value_zero_counts_as_kept() -> None:
@@ -335,6 +344,48 @@ def test_a_learned_query_is_a_source() -> None:
 
     pruned = pruned_net(Pool(), torch.randn(2, 3, 4))
     assert effective(pruned).masks.kept == 32
+
+
+def test_a_table_that_a_weight_reads_is_a_source() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.arange(6.0).view(2, 3) + 1)
+            self.position, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.position(self.table))
+
+    pruned = pruned_net(Positions(), torch.randn(3, 2, 4))
+    assert effective(pruned).masks.kept == 20
+
+
+def test_a_token_that_is_joined_is_a_source() -> None:
+    class ClassAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 4))
+            self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+            return F.scaled_dot_product_attention(self.q(x[:, :1]), self.k(x), x)
+
+    pruned = pruned_net(ClassAttention(), torch.randn(2, 3, 4))
+    assert effective(pruned).masks.kept == 32
+
+
+def test_a_row_that_is_looked_up_is_on_a_path() -> None:
+    captured, weights = captured_case("tied_embedding")
+    pruned = PrunedModel(captured, weights, random_masks(weights, 1.0))
+    mix = torch.ones(6, 6)
+    mix[0] = (
+        0  # the table's first column is read in vain where it is the head, and feeds `mix` where it is looked up
+    )
+    found = effective(masked(pruned, mix=mix)).masks
+    assert bool(found["table.weight"].all())
+    mix[:, 0] = 0
+    assert not bool(effective(masked(pruned, mix=mix)).masks["table.weight"][:, 0].any())
 
 
 def test_an_operator_without_a_rule_keeps_everything_before_and_after_it() -> None:

@@ -9,8 +9,8 @@ forward and as a gradient on its way back, is cut to zero or one again after eac
 
 What counts as a path:
 
-- It starts at an input of the model, or at a product of a weight with a constant alone (a learned query, a
-  table of positions). A bias does not start one: behind a channel that nothing from the input reaches, a
+- It starts at an input of the model, at a product of a weight with a constant alone (a learned query, a table
+  of positions), or at a parameter that is joined to activations (a class token). A bias does not start one: behind a channel that nothing from the input reaches, a
   weight passes on a constant, which could as well be part of the next bias.
 - It goes wherever a result can depend on an argument: through both sides of a sum or of a product of
   activations, through a normalisation or a softmax to everything that it normalises together. A product with
@@ -250,9 +250,20 @@ def _linear(call: _Call, *args: Any, scale: float = 1.0) -> Any:
 def _moved(call: _Call) -> Any:
     """Each element of the result is one of an argument, or a constant; where they come from is fixed."""
     if any(isinstance(leaf, _Marks) for leaf in pytree.tree_leaves((call.args[1:], call.kwargs))):
-        joined = call.name in ("copy", "select_scatter", "slice_scatter")
-        return _linear(call) if joined else _anything(call)
+        written = call.name in ("copy", "select_scatter", "slice_scatter")
+        return _linear(call) if written else _anything(call)
     return _linear(call)
+
+
+def _joined(call: _Call) -> Any:
+    """``cat`` and ``stack``: a parameter that stands beside activations, as a token does, is a source."""
+    if call.is_state:
+        return _linear(call)
+
+    def started(leaf: Any) -> Any:
+        return _Marks(leaf.on, leaf.on) if isinstance(leaf, _Marks) and leaf.live is None else leaf
+
+    return _linear(call, *pytree.tree_map(started, call.args))
 
 
 def _averaged(call: _Call) -> Any:
@@ -448,11 +459,11 @@ _NORMS = ("linalg_vector_norm", "norm")
 
 _RULES: dict[str, Callable[[_Call], Any]] = {
     **dict.fromkeys(
-        "_reshape_alias _to_copy _unsafe_view alias cat channel_shuffle clone contiguous copy detach "
+        "_reshape_alias _to_copy _unsafe_view alias channel_shuffle clone contiguous copy detach "
         "diagonal expand flip gather im2col index index_select lift lift_fresh permute pixel_shuffle "
         "pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat replication_pad1d "
         "replication_pad2d replication_pad3d reshape roll select select_scatter slice slice_scatter split "
-        "split_with_sizes squeeze stack t transpose tril triu unbind unfold unsafe_split "
+        "split_with_sizes squeeze t transpose tril triu unbind unfold unsafe_split "
         "unsafe_split_with_sizes unsqueeze upsample_nearest1d upsample_nearest2d upsample_nearest3d view".split(),
         _moved,
     ),
@@ -478,6 +489,7 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
         "empty_like full_like new_empty new_full new_ones new_zeros ones_like zeros_like".split(), _constant
     ),
     **dict.fromkeys(_PRODUCTS, _product),
+    **dict.fromkeys(("cat", "stack"), _joined),
     "constant_pad_nd": _padded,
     "embedding": _looked_up,
 }
