@@ -93,7 +93,7 @@ def check_batch(batch: Any) -> tuple[Inputs, Targets]:
     Args:
         batch: Inputs are a tensor, a sequence (positional arguments of the model) or a dict (keyword
             arguments); an argument is a tensor or holds some, as the list of images of a detector does.
-            Targets are a tensor, or a list with an entry for each sample.
+            Targets are a tensor, or a list with an entry for each sample that holds tensors.
 
     Returns:
         Inputs, a list turned into a tuple, and targets.
@@ -109,10 +109,11 @@ def check_batch(batch: Any) -> tuple[Inputs, Targets]:
             f"expected inputs as a tensor, or a tuple or dict of what holds tensors, got {_described(inputs)}; "
             "convert them in the data set or its collate function"
         )
-    if not isinstance(targets, Tensor | list):
+    listed = isinstance(targets, list) and all(map(_holds_tensor, targets))
+    if not (isinstance(targets, Tensor) or listed):
         raise DataError(
-            f"expected targets as a tensor, or a list with one for each sample, got {_described(targets)}; "
-            "convert them"
+            "expected targets as a tensor, or as a list of what holds the tensors of each sample, got "
+            f"{_described(targets)}; convert them"
         )
     return tuple(inputs) if isinstance(inputs, list) else inputs, targets
 

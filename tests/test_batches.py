@@ -183,6 +183,8 @@ def test_batches_of_every_kind_pass() -> None:
     assert check_batch(([x, x], y))[0] == (x, x)
     assert check_batch(({"image": x}, y))[0] == {"image": x}
     check_batch((x, torch.tensor([0, 7])))
+    boxes = [{"boxes": x}, {"boxes": x}]
+    assert check_batch((([x, x], boxes), boxes)) == (([x, x], boxes), boxes)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +193,10 @@ def test_batches_of_every_kind_pass() -> None:
         (torch.zeros(2, 3), "got tensor of shape (2, 3)"),
         ((torch.zeros(2),), "got tuple of 1"),
         ({"x": 1}, "got dict of 1"),
-        ((np.zeros(2), torch.zeros(2)), "a tuple or dict of tensors, got ndarray"),
+        ((np.zeros(2), torch.zeros(2)), "a tuple or dict of what holds tensors, got ndarray"),
         (((), torch.zeros(2)), "got tuple of 0"),
-        ((torch.zeros(2), [0, 1]), "targets as a tensor, got list of 2"),
+        ((torch.zeros(2), [0, 1]), "tensors of each sample, got list of 2"),
+        ((torch.zeros(2), {"x": torch.zeros(2)}), "tensors of each sample, got dict of 1"),
     ],
 )
 def test_wrong_batches_are_explained(batch: Any, said: str) -> None:
