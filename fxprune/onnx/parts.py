@@ -2,7 +2,7 @@
 
 No graph holds such a model, so torch traces the module itself on its example inputs, with zeros where weights
 were removed. What its Python decides from values is fixed as the example has it, except where operators of
-ONNX decide the same (suppression, top-k); the number of images is fixed, their sizes are not.
+ONNX decide the same (suppression, top-k). So the file takes inputs of the example's sizes, and refuses others.
 """
 
 from __future__ import annotations
@@ -67,10 +67,6 @@ def parts_to_onnx(pruned: PrunedModel, opset: int) -> Any:
     import onnx
 
     source = eager(pruned)
-    axes = {
-        name: {i: f"{name}_{i}" for i in range(1, tensor.dim())}
-        for name, tensor in zip(source.names, tensors(source.args), strict=True)
-    }
     file = io.BytesIO()
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
@@ -84,7 +80,6 @@ def parts_to_onnx(pruned: PrunedModel, opset: int) -> Any:
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,  # else batch normalisations go into the weights
                 input_names=list(source.names),
-                dynamic_axes=axes,
             )
     except Exception as error:  # the exporter raises errors of many classes
         reason = str(error).strip().partition("\n")[0]
