@@ -10,8 +10,9 @@ forward and as a gradient on its way back, is cut to zero or one again after eac
 What counts as a path:
 
 - It starts at an input of the model, at a product of a weight with a constant alone (a learned query, a table
-  of positions), or at a parameter that is joined to activations (a class token). A bias does not start one: behind a channel that nothing from the input reaches, a
-  weight passes on a constant, which could as well be part of the next bias.
+  of positions), or at a parameter that is joined to activations (a class token). A bias does not start one: behind
+  a channel that nothing from the input reaches, a weight passes on a constant, which could as well be part of the
+  next bias.
 - It goes wherever a result can depend on an argument: through both sides of a sum or of a product of
   activations, through a normalisation or a softmax to everything that it normalises together. A product with
   what is zero throughout, such as a gate of which no weight and no bias is left, ends it.
