@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ Row = dict[str, Any]
 
 MODELS = ("timm:resnet50", "timm:vit_small_patch16_224")
 SPARSITIES = (0.8, 0.9, 0.98)
-FILES = {  # name: options of export_onnx
+FILES: dict[str, dict[str, Any]] = {  # name: options of export_onnx
     "auto": {},
     "auto fp16": {"values": "fp16"},
     "coo": {"encoding": "coo"},
@@ -80,6 +81,25 @@ def operators(path: Path, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
+def encoded(dense: Path, path: Path, pruned: Any, options: dict[str, Any]) -> Any:
+    """Encode the weights of a dense file again, as `export_onnx` does, and verify what comes of it."""
+    import onnx
+
+    from fxprune.onnx.checks import METADATA, facts_of
+    from fxprune.onnx.encode import encode_weights
+    from fxprune.onnx.verify import verify_onnx
+
+    model = onnx.load(dense)
+    storage = encode_weights(model, {weight.name for weight in pruned.weights}, **options)
+    facts = json.dumps({**facts_of(model), **asdict(storage)})
+    next(entry for entry in model.metadata_props if entry.key == METADATA).value = facts
+    onnx.save(model, path)
+    result = verify_onnx(path, pruned, batches=(1,))
+    result.require()
+    print(f"  {path.name}: {result.bytes:,} bytes", file=sys.stderr, flush=True)
+    return result
+
+
 def measure(name: str, sparsity: float, repeats: int, folder: Path) -> list[Row]:
     """A row for each file of a network at a sparsity."""
     import torch
@@ -91,14 +111,12 @@ def measure(name: str, sparsity: float, repeats: int, folder: Path) -> list[Row]
     torch.manual_seed(0)
     module, shape = build(ModelSpec(name))
     pruned = prune(module, torch.zeros(2, *shape), sparsity=sparsity, criterion="random", floor=0.0)
-    paths = {"dense": folder / "dense.onnx", **{file: folder / f"{file}.onnx".replace(" ", "-") for file in FILES}}
-    options = {"dense": {"encoding": "dense"}, **FILES}
-    results = {}
-    for file, path in paths.items():
-        results[file] = export_onnx(pruned, path, **options[file])
-        print(f"  {file}: {results[file].bytes:,} bytes", file=sys.stderr, flush=True)
-    dense = results["dense"].bytes
     masks = pruned.masks
+    paths = {file: folder / f"{file}.onnx".replace(" ", "-") for file in ("dense", *FILES)}
+    results = {"dense": export_onnx(pruned, paths["dense"], encoding="dense")}
+    for file, options in FILES.items():
+        results[file] = encoded(paths["dense"], paths[file], pruned, options)
+    dense = results["dense"].bytes
     rest = dense - 4 * masks.numel
     counts = [(mask.numel(), int(mask.sum())) for mask in masks.values()]
     bounds = {bits: entropy_bound(counts, value_bits=bits, rest=rest) for bits in (32, 16)}

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from fxprune import cli
 from fxprune.pipeline import DEFAULT_FLOOR
@@ -103,6 +105,124 @@ def test_a_page_that_cannot_be_written(run, net: str, pruned: Path, page: str, s
     assert (code, out) == (2, "")
     assert says in err
     assert sorted(pruned.rglob("*")) == before
+
+
+@pytest.fixture
+def exported(run, net: str, pruned: Path) -> Path:
+    code, _, err = run("export", str(pruned), "--model", net, "--encoding", "gaps")
+    assert code == 0, err
+    return pruned / "model.onnx"
+
+
+def test_verify(run, net: str, pruned: Path, exported: Path) -> None:
+    code, out, err = run("verify", str(exported), "--against", str(pruned), "--model", net)
+    assert code == 0, err
+    assert "FAILED" not in out
+    code, out, _ = run("verify", str(exported), "--against", str(pruned), "--model", net, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["passed"]
+    assert result["bytes"] == exported.stat().st_size
+    assert result["agreement"] == 1
+    details = {check["name"]: check["detail"] for check in result["checks"]}
+    assert details["top-1"] == "the same class for 46 of 46 images"  # of digits, which it was pruned on
+
+
+def flip(model: onnx.ModelProto) -> None:
+    values = next(tensor for tensor in model.graph.initializer if tensor.name == "0.weight/values")
+    array = numpy_helper.to_array(values).copy()
+    array[np.flatnonzero(array)[0]] *= -1
+    values.CopyFrom(numpy_helper.from_array(array, values.name))
+
+
+def fill(model: onnx.ModelProto) -> None:
+    steps = next(tensor for tensor in model.graph.initializer if tensor.name == "6.weight/steps")
+    array = numpy_helper.to_array(steps).copy()
+    array[-1] ^= 1
+    steps.CopyFrom(numpy_helper.from_array(array, steps.name))
+
+
+def drop(model: onnx.ModelProto) -> None:
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type = "Identity"
+
+
+def age(model: onnx.ModelProto) -> None:
+    for imports in (model.opset_import, *(function.opset_import for function in model.functions)):
+        for entry in imports:
+            entry.version = 17 if entry.domain == "" else entry.version
+
+
+def forge(model: onnx.ModelProto) -> None:
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "fxprune"]
+    entry.value = json.dumps({**json.loads(entry.value), "kept": 1})
+
+
+def change_decoder(model: onnx.ModelProto) -> None:
+    """Every position one further: no tensor has changed, and the graph has not."""
+    (cast,) = [node for node in model.functions[0].node if node.op_type == "Expand"]
+    (one,) = [node for node in model.functions[0].node if node.output[0] == cast.input[0]]
+    assert one.op_type == "Cast"
+    model.functions[0].node.remove(one)
+    model.functions[0].node.insert(0, onnx.helper.make_node("Constant", [], one.output, value_floats=[1e-9]))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "wrong"),
+    [
+        (flip, "weights, outputs"),
+        (fill, "zero pattern, outputs"),
+        (drop, "outputs, outputs unoptimised"),
+        (age, "format"),
+        (forge, "source"),
+        (change_decoder, "zero pattern"),
+    ],
+)
+def test_verify_finds_a_fault(run, net: str, pruned: Path, exported: Path, break_it, wrong: str) -> None:
+    model = onnx.load(exported)
+    break_it(model)
+    onnx.save(model, exported)
+    code, out, err = run("verify", str(exported), "--against", str(pruned), "--model", net)
+    assert code == 1
+    assert "FAILED" in out
+    assert f"model.onnx is not what {pruned} is: {wrong}" in " ".join(err.split())
+
+
+def test_verify_against_another_checkpoint(run, net: str, tmp_path: Path, pruned: Path, exported: Path) -> None:
+    run("train", str(pruned), "--model", net, "--epochs", "1")
+    code, _, err = run("verify", str(exported), "--against", str(pruned), "--model", net)
+    assert code == 1
+    assert "source, weights, outputs" in err
+
+
+@pytest.mark.parametrize("content", ["half", "nothing like it", "missing"])
+def test_verify_refuses_what_is_no_onnx_file(run, net: str, pruned: Path, exported: Path, content: str) -> None:
+    whole = exported.read_bytes()
+    exported.write_bytes(whole[: len(whole) // 2] if content == "half" else content.encode())
+    if content == "missing":
+        exported.unlink()
+    code, out, err = run("verify", str(exported), "--against", str(pruned), "--model", net)
+    assert (code, out) == (2, "")
+    assert "expected an ONNX file" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--encoding", "zip"), "encoding: expected one of auto, bitmask, coo, dense, gaps, got 'zip'"),
+        (("--values", "int8"), "values: expected one of fp16, fp32, got 'int8'"),
+        (("--data", "nosuch"), "expected a data set"),
+    ],
+)
+def test_export_with_a_mistake_overwrites_nothing(
+    run, net: str, pruned: Path, options: tuple[str, ...], says: str
+) -> None:
+    (pruned / "model.onnx").write_text("before")
+    code, _, err = run("export", str(pruned), "--model", net, *options)
+    assert code == 2
+    assert says in err
+    assert (pruned / "model.onnx").read_text() == "before"
 
 
 def test_training_goes_on_where_it_stopped_and_forgets_the_file_exported_before(run, net, pruned: Path) -> None:

@@ -148,14 +148,18 @@ def check_weights(
 def _check_duplicates(
     constants: Constants, decoded: Counter[bytes], wanted: Mapping[str, NDArray[Any]], pruned: PrunedModel
 ) -> Check:
-    """Whether a tensor is in the file more often than in the model, where equal ones may be several."""
+    """Whether a tensor is in the file more often than in the model, where equal ones may be several.
+
+    A constant of the exporter may be equal to a tensor of the model, such as a bias of zeros, but not twice.
+    """
     from onnx import numpy_helper
 
     parts = {each for name in wanted for each in constants.needed(name)}
     others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
     found = decoded + Counter(_content(array) for array in others if array.nbytes >= _LARGE)
     own = Counter(map(_content, [*wanted.values(), *_state(pruned)]))
-    twice = sum(count - max(1, own[content]) for content, count in found.items() if count > max(1, own[content]))
+    most = {content: max(1, own[content] + (content not in decoded)) for content in found}
+    twice = sum(max(0, count - most[content]) for content, count in found.items())
     detail = f"{twice} tensors are stored again under another name" if twice else "every tensor is stored once"
     return Check("duplicates", not twice, detail)
 

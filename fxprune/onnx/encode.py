@@ -129,16 +129,16 @@ def _costs(weight: SparseWeight, options: Sequence[Encoding]) -> Costs:
         if payload is not None and least is not None:
             stub = option.encode(small)
             frame = sum(part.ByteSize() + 4 for part in _parts(stub, small)) - least
-            domain = stub.node is not None and stub.node.domain == DOMAIN
-            found[option] = (payload + frame, stub.node.op_type if domain and stub.node is not None else "")
+            decoders = [node.op_type for node in stub.nodes if node.domain == DOMAIN]
+            found[option] = (payload + frame, decoders[0] if decoders else "")
     return found
 
 
 def _parts(encoded: Encoded, weight: SparseWeight) -> Iterator[Any]:
     yield from encoded.tensors
     yield from encoded.sparse
-    if encoded.node is not None:
-        yield encoded.node
+    yield from encoded.nodes
+    if encoded.nodes:
         yield _declared(weight)
 
 
@@ -185,6 +185,7 @@ def _replace(graph: GraphProto, tensor: TensorProto, encoded: Encoded, weight: S
     else:
         graph.initializer.remove(tensor)
     graph.sparse_initializer.extend(encoded.sparse)
-    if encoded.node is not None:
-        graph.node.insert(0, encoded.node)
+    for node in reversed(encoded.nodes):
+        graph.node.insert(0, node)
+    if encoded.nodes:
         graph.value_info.append(_declared(weight))

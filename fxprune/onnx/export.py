@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -23,6 +24,7 @@ from fxprune.files import replacing
 from fxprune.model import PrunedModel
 from fxprune.onnx.checks import METADATA, OLDEST_OPSET, state_digest
 from fxprune.onnx.encode import Storage, Values, check_choice, encode_weights
+from fxprune.onnx.encodings import DOMAIN
 from fxprune.onnx.external import data_beside
 from fxprune.onnx.sizes import file_bytes
 from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
@@ -216,6 +218,7 @@ def _simplify(model: Any, weights: set[str]) -> None:
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
+    own = set(model.graph.initializers)
     common.InlinePass()(model)
     onnxscript.optimizer.fold_constants(model, should_fold=lambda node: _may_fold(node, weights))
     for simplify in (
@@ -229,6 +232,20 @@ def _simplify(model: Any, weights: set[str]) -> None:
         common.NameFixPass(),
     ):
         simplify(model)
+    _merge_constants(model.graph, own)
+
+
+def _merge_constants(graph: Any, own: set[str]) -> None:
+    """Keep one of equal constants that the exporter made; equal tensors of the model stay apart."""
+    first: dict[tuple[Any, ...], Any] = {}
+    for value in [value for name, value in graph.initializers.items() if name not in own]:
+        constant = value.const_value
+        if value.is_graph_output() or constant.dtype.is_string():
+            continue
+        same = (constant.dtype, tuple(constant.shape), hashlib.sha256(constant.tobytes()).digest())
+        if first.setdefault(same, value) is not value:
+            value.replace_all_uses_with(first[same])
+            graph.initializers.pop(value.name)
 
 
 def _may_fold(node: Any, weights: set[str]) -> bool | None:
@@ -244,10 +261,14 @@ def _inline(proto: Any) -> None:
     del proto.graph.initializer[:]
     proto.CopyFrom(inliner.inline_local_functions(proto))
     proto.graph.initializer.extend(tensors)
+    standard = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
+    del proto.opset_import[:]
+    proto.opset_import.extend(standard)
 
 
 def _metadata(model: PrunedModel, storage: Storage, source: str) -> dict[str, str]:
     import onnx
+    import onnxruntime
 
     from fxprune import __version__
 
@@ -260,8 +281,8 @@ def _metadata(model: PrunedModel, storage: Storage, source: str) -> dict[str, st
         **asdict(storage),
         "source": source,
     }
-    versions = {"version": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
-    return {METADATA: json.dumps({**versions, **facts})}
+    versions = {module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)}
+    return {METADATA: json.dumps({"version": __version__, **versions, **facts})}
 
 
 def _add_metadata(path: Path, key: str, value: str) -> None:

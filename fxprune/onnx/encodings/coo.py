@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.onnx.encodings.weight import Encoded, SparseWeight, tensor
+from fxprune.onnx.encodings.weight import Encoded, SparseWeight, cast, tensor
 
 
 class Coo:
@@ -25,10 +25,8 @@ class Coo:
         from onnx import helper
 
         weight = weight.at_least_one()
-        cast = weight.values.dtype != weight.dtype
-        name = f"{weight.name}/values" if cast else weight.name
+        rounded = weight.values.dtype != weight.dtype
+        name = f"{weight.name}/values" if rounded else weight.name
         places = tensor(weight.positions, f"{weight.name}/positions")
         sparse = helper.make_sparse_tensor(tensor(weight.values, name), places, weight.shape)
-        to = helper.np_dtype_to_tensor_dtype(weight.dtype)
-        node = helper.make_node("Cast", [name], [weight.name], weight.name, to=to) if cast else None
-        return Encoded(sparse=(sparse,), node=node)
+        return Encoded(sparse=(sparse,), nodes=cast(weight, name, weight.name) if rounded else ())

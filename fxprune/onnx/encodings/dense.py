@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.onnx.encodings.weight import Encoded, SparseWeight, tensor
+from fxprune.onnx.encodings.weight import Encoded, SparseWeight, cast, tensor
 
 
 class Dense:
@@ -17,11 +17,8 @@ class Dense:
 
     def encode(self, weight: SparseWeight) -> Encoded:
         """An initializer."""
-        from onnx import helper
-
         whole = weight.dense()
         if whole.dtype == weight.dtype:
             return Encoded((tensor(whole, weight.name),))
         stored = tensor(whole, f"{weight.name}/values")
-        to = helper.np_dtype_to_tensor_dtype(weight.dtype)
-        return Encoded((stored,), node=helper.make_node("Cast", [stored.name], [weight.name], weight.name, to=to))
+        return Encoded((stored,), nodes=cast(weight, stored.name, weight.name))
