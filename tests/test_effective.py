@@ -306,6 +306,17 @@ def test_a_dead_channel_with_a_bias_is_no_path() -> None:
     assert effective(pruned).masks["2.weight"].tolist() == [[True, False], [True, False]]
 
 
+def test_a_constant_that_scales_activations_is_no_path() -> None:
+    net = module_of(
+        lambda s, x: s.a(x) * s.gate(F.relu(s.hidden(x))),
+        a=nn.Linear(2, 1),
+        hidden=nn.Linear(2, 2),
+        gate=nn.Linear(2, 1),
+    )
+    pruned = masked(pruned_net(net, torch.randn(2, 2)), hidden=torch.tensor([1, 1, 0, 0]))
+    assert effective(pruned).masks["gate.weight"].tolist() == [[True, False]]
+
+
 def test_maxima_depend_on_whole_windows() -> None:
     net = nn.Sequential(nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Flatten(), nn.Linear(9, 1))
     pool = pruned_net(net, torch.randn(2, 1, 4, 4))

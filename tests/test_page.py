@@ -64,7 +64,7 @@ def report() -> CompressionReport:
         record=record,
         dense_bytes=4_400_000,
         histogram=Histogram((-1.0, -0.5, 0.5, 1.0), (10, 20_000, 1)),
-        file=FileBytes("net.onnx", 200_000, 150_000, 140_000, 180_000, {"gaps": 170_000, "other": 30_000}),
+        file=FileBytes("net.onnx", 200_000, 150_000, 140_000, 180_000, {"gaps": 170_000, "other": 30_000}, 7),
         dense=DenseFile(4_410_000, 1, 2, 50, 2.0, 2.1, "ONNX Runtime 1"),
         gradient=GradientNorms(1.5, 3.0),
     )
@@ -141,6 +141,7 @@ def test_tables_and_sentences_have_the_numbers(report: CompressionReport) -> Non
         "4,410,000 in a dense ONNX file, 200,000 in the ONNX file (0.045 of the dense one)",
         "150,000 under gzip, 140,000 under zstd; the entropy bound is 180,000",
         "by encoding: gaps 170,000, other 30,000",
+        "7 kept values are zero in the file",
         "dense 2 ms, sparse 2.1 ms, ratio 1.05",
         "multiply zeros like any other number",
         "1.5 before pruning, 3 after, 2 times as much",

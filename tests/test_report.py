@@ -166,6 +166,16 @@ def test_bytes_of_a_dense_file_by_hand(pruned: fxprune.PrunedModel, tmp_path: Pa
     assert file.entropy_bound == math.ceil(entropy_bound([(18, 5), (24, 6)], rest=rest))
 
 
+def test_values_that_the_file_lacks_are_counted(pruned: fxprune.PrunedModel, tmp_path: Path) -> None:
+    with torch.no_grad():
+        pruned.get_parameter("0.weight").flatten()[:2] = 1e-40  # below float32's smallest normal number
+    fxprune.export_onnx(pruned, tmp_path / "net.onnx")
+    report = fxprune.report(pruned, tmp_path / "net.onnx")
+    assert report.file is not None
+    assert report.file.flushed == 2
+    assert "flushed: 2 kept values" in str(report)
+
+
 def test_bytes_by_encoding_follow_decoders_back_to_what_they_read() -> None:
     payload = numpy_helper.from_array(np.zeros(10, np.uint8), "gaps")
     values = numpy_helper.from_array(np.zeros(3, np.float32), "values")

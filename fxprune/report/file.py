@@ -27,6 +27,7 @@ class FileBytes:
         entropy_bound: see `fxprune.onnx.sizes.entropy_bound`.
         by_encoding: bytes of the prunable weights by how they are stored: ``"dense"``, ``"coo"``, the name of a
             decoder, or ``"written out"`` where a decoder is not a function; and ``"other"``, all else.
+        flushed: values kept that are zero in the file, being too small for a normal number of the stored type.
     """
 
     path: str
@@ -35,23 +36,28 @@ class FileBytes:
     zstd: int
     entropy_bound: int
     by_encoding: dict[str, int]
+    flushed: int
 
 
 def require_file_of(pruned: PrunedModel, file: Path) -> None:
     """Raise `ExportError` unless the file says of itself that it has as many weights kept as the model."""
-    import onnx
-
-    try:
-        entries = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
-        facts = json.loads(entries["fxprune"])
-    except Exception as error:  # protobuf's errors share no class
-        raise ExportError(f"{file}: expected an ONNX file that fxprune exported, got {error!r}") from error
-    masks = pruned.masks
+    facts, masks = _facts(file), pruned.masks
     if (facts.get("kept"), facts.get("prunable")) != (masks.kept, masks.numel):
         raise ExportError(
             f"{file}: expected the file of this model, with {masks.kept} of {masks.numel} weights kept, got one "
             f"with {facts.get('kept')} of {facts.get('prunable')}; export the model again"
         )
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """What a file says of itself."""
+    import onnx
+
+    try:
+        entries = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
+        return dict(json.loads(entries["fxprune"]))
+    except Exception as error:  # protobuf's errors share no class
+        raise ExportError(f"{file}: expected an ONNX file that fxprune exported, got {error!r}") from error
 
 
 def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
@@ -83,6 +89,7 @@ def bytes_of(pruned: PrunedModel, file: Path, dense_bytes: int) -> FileBytes:
         sum(map(zstd_bytes, files)),
         math.ceil(entropy_bound(counts, value_bits=8 * width, rest=rest)),
         {**stored, "other": size - sum(stored.values())},
+        int(_facts(file).get("flushed", 0)),
     )
 
 

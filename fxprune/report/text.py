@@ -103,6 +103,8 @@ def _bytes(report: CompressionReport) -> Iterator[str]:
             f"bytes of the file: {file.gzip:,} under gzip, {file.zstd:,} under zstd; the entropy bound is "
             f"{file.entropy_bound:,}; by encoding: {stored}"
         )
+        if file.flushed:
+            yield f"flushed: {file.flushed:,} kept values are zero in the file, too small for a normal number"
 
 
 def _speed(report: CompressionReport) -> Iterator[str]:
