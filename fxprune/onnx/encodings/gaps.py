@@ -55,7 +55,7 @@ class Gaps:
         return decoded("Gaps", weight, entries, tensor(stored, f"{weight.name}/steps"))
 
     def _stops(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.maximum(steps - 1, 0) // self.most
+        return steps // self.most
 
 
 class PackedGaps:
