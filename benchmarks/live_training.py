@@ -40,7 +40,7 @@ from fxprune.pipeline import DEFAULT_FLOOR
 from fxprune.regions import CapturedModel
 from fxprune.sanity import shuffle
 from fxprune.scoring import prepare
-from fxprune.train import TrainConfig, evaluate, fit
+from fxprune.training import TrainConfig, evaluate, fit
 from fxprune.weights import Weights
 from fxprune.zoo import ModelSpec, build
 

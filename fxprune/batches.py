@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from fxprune import distributed
 from fxprune.errors import DataError
 from fxprune.sampling import by_rounds, check_positive, shuffled
 
@@ -129,7 +130,8 @@ def loader(
 ) -> DataLoader[Any]:
     """A `DataLoader` whose order depends on nothing but the seed and the number of passes made.
 
-    Augmentation draws from torch's global generator when `workers` is 0, and from the seed otherwise.
+    Augmentation draws from torch's global generator when `workers` is 0, and from the seed otherwise. Where
+    `torch.distributed` is initialised and the order is shuffled, each process gets its share of the samples.
 
     Raises:
         DataError: The data set has no samples, or too few for one whole batch under `drop_last`.
@@ -140,6 +142,9 @@ def loader(
     if samples is not None and samples < fewest:
         raise DataError(f"expected at least {fewest} samples, got {samples}; give more data or smaller batches")
     generator = torch.Generator().manual_seed(seed)
+    if shuffle and distributed.active():
+        sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=seed % 2**32, drop_last=drop_last)
+        return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=drop_last)
     return DataLoader(
         dataset, batch_size, shuffle=shuffle, num_workers=workers, drop_last=drop_last, generator=generator
     )

@@ -200,7 +200,7 @@ def train(
 ) -> None:
     """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch."""
     from fxprune.stages import train_stage
-    from fxprune.train import Epoch, TrainConfig
+    from fxprune.training import Epoch, TrainConfig
 
     config = TrainConfig(
         epochs=epochs,

@@ -20,6 +20,16 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def processes() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if active() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0 on."""
+    return dist.get_rank() if active() else 0
+
+
 def is_mine(index: int) -> bool:
     """Whether the batch of this index is this process's to compute: they go round."""
     return not active() or index % dist.get_world_size() == dist.get_rank()

@@ -11,7 +11,12 @@ import hashlib
 import torch
 
 
+def derived(seed: int, purpose: str) -> int:
+    """A seed for one purpose, below 2**56, the same for the same seed."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
 def stream(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose, the same for the same seed."""
-    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(derived(seed, purpose))

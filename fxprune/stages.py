@@ -32,7 +32,7 @@ from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
-from fxprune.train import Epoch, TrainConfig, evaluate, fit
+from fxprune.training import EachEpoch, Epoch, TrainConfig, evaluate, fit
 from fxprune.zoo import ModelSpec
 
 if sys.version_info >= (3, 11):
@@ -162,7 +162,7 @@ def train_stage(
         on_epoch(epoch)
 
     notes.pop("export", None)  # an exported file is of the weights before training
-    return fit(pruned, images, replace(config, device=str(_device(config.device))), keep)
+    return fit(pruned, images, replace(config, device=str(_device(config.device))), [EachEpoch(keep)])
 
 
 def export_stage(
@@ -452,7 +452,7 @@ def _dense_accuracy(
     torch.manual_seed(recipe.job.seed)
     module, _ = zoo.build(recipe.job.spec)
     config = replace(recipe.train, device=str(_device(recipe.train.device)))
-    return fit(module, images, config, tell)[-1].test_accuracy
+    return fit(module, images, config, [EachEpoch(tell)])[-1].test_accuracy
 
 
 def _teller(say: Callable[[str], None]) -> Callable[[Epoch], None]:

@@ -13,7 +13,7 @@ import fxprune
 from fxprune import data
 from fxprune.data import ImageData
 from fxprune.errors import DataError, TrainError
-from fxprune.train import Epoch, TrainConfig, evaluate, fit
+from fxprune.training import EachEpoch, Epoch, TrainConfig, evaluate, fit
 
 SHAPE = (1, 8, 8)
 QUICK = TrainConfig(epochs=1, lr=0.05, batch_size=32)
@@ -65,7 +65,7 @@ def test_a_pruned_net_learns_digits_and_stays_sparse(digits: ImageData) -> None:
     pruned = scored(digits)
     before = {name: mask.clone() for name, mask in pruned.masks.items()}
     seen: list[Epoch] = []
-    history = fit(pruned, digits, replace(QUICK, epochs=6), seen.append)
+    history = fit(pruned, digits, replace(QUICK, epochs=6), [EachEpoch(seen.append)])
     losses = [epoch.loss for epoch in history]
     assert losses[-1] < losses[0] / 3
     assert history[-1].test_accuracy > 0.9

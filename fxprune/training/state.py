@@ -1,0 +1,80 @@
+"""`TrainingState`: what an interrupted run needs, beside the weights of its model, to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fxprune.errors import TrainError
+from fxprune.training.callbacks import Callback, Run
+from fxprune.training.config import Epoch
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The state of a run between two epochs; tensors and JSON values, nothing that is executed when read.
+
+    Attributes:
+        tensors: of the optimiser, ``optimizer.<place>.<name>``, and of callbacks, ``<callback>.<name>``.
+        values: settings and history, as JSON.
+    """
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, callbacks: Sequence[Callback]) -> TrainingState:
+        """The present state of a run; the tensors are its own, not copies."""
+        tensors: dict[str, Tensor] = {}
+        for place, state in run.optimizer.state_dict()["state"].items():
+            entries = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            tensors |= {f"optimizer.{place}.{name}": value for name, value in entries.items()}
+        for callback in callbacks:
+            tensors |= {f"{callback.name}.{name}": value for name, value in callback.state().items()}
+        history = [epoch.to_json() for epoch in run.history]
+        return cls(tensors, {"config": run.config.to_json(), "step": run.step, "history": history})
+
+    @property
+    def history(self) -> list[Epoch]:
+        """The epochs that are over.
+
+        Raises:
+            TrainError: the values are not what `of` gives.
+        """
+        try:
+            return [Epoch(**epoch) for epoch in self.values["history"]]
+        except (KeyError, TypeError) as error:
+            raise TrainError(f"the state of training is damaged: {error}; train afresh") from error
+
+    def restore(self, run: Run, callbacks: Sequence[Callback]) -> None:
+        """Put a run that has just begun into this state.
+
+        Raises:
+            TrainError: the state is of a run with other settings, or of another model.
+        """
+        if self.values.get("config") != run.config.to_json():
+            raise TrainError("the state is of a run with other settings: expected the same, or to train afresh")
+        run.history = self.history
+        run.step = len(run.history) * run.steps_per_epoch
+        if self.values.get("step") != run.step:
+            raise TrainError("the state is of a run on other data: expected the same, or to train afresh")
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for place, parameter in enumerate(parameters):
+            entries = self._of(f"optimizer.{place}.")
+            if any(tensor.shape != parameter.shape for tensor in entries.values()):
+                raise TrainError("the state is of another model: expected that of this one, or to train afresh")
+            if entries:
+                state[place] = entries
+        groups = run.optimizer.state_dict()["param_groups"]
+        run.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for callback in callbacks:
+            own = self._of(f"{callback.name}.").items()
+            callback.restore({name: tensor.to(parameters[0].device) for name, tensor in own})
+
+    def _of(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, under the rest of their names."""
+        return {n.removeprefix(prefix): tensor for n, tensor in self.tensors.items() if n.startswith(prefix)}
