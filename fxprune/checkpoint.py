@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from fxprune.files import readable, replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
 from fxprune.rewrite import mask_name
+from fxprune.training.state import TrainingState
 from fxprune.weights import Weights, find_weights
 from fxprune.zoo import ModelSpec, build, runs_user_code
 
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "fxprune.json"
 _FORMAT = "fxprune checkpoint 1"
-_WEIGHTS = re.compile(r"weights-[0-9a-f]{12}\.safetensors")
-_LEFTOVER = re.compile(rf"{_WEIGHTS.pattern}|\.weights-\d+\.tmp|\.{re.escape(MANIFEST)}\..*")
+_TENSORS = re.compile(r"(weights|training)-[0-9a-f]{12}\.safetensors")
+_LEFTOVER = re.compile(rf"{_TENSORS.pattern}|\.(weights|training)-\d+\.tmp|\.{re.escape(MANIFEST)}\..*")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Manifest:
         skipped: reason by parameter that was not pruned.
         weights_file: name of the safetensors file, in the same folder.
         sha256: digest of that file.
+        training: name and digest of the file with the state of a training that is not over, in the same folder.
         notes: what the commands remember: the data, the history of training.
     """
 
@@ -61,6 +63,7 @@ class Manifest:
     skipped: dict[str, str]
     weights_file: str
     sha256: str
+    training: tuple[str, str] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class Manifest:
             "skipped": self.skipped,
             "weights_file": self.weights_file,
             "sha256": self.sha256,
+            "training": list(self.training) if self.training else None,
             "notes": self.notes,
         }
 
@@ -84,10 +88,13 @@ class Manifest:
     def from_json(cls, values: Mapping[str, Any]) -> Manifest:
         """Check and convert what `to_json` wrote; raises KeyError, TypeError or ValueError."""
         file = values["weights_file"]
-        if not isinstance(file, str) or not _WEIGHTS.fullmatch(file):
+        if not _names_tensors(file, "weights"):
             raise ValueError(
                 f"weights_file must name a file of the folder, weights-<digest>.safetensors, got {file!r}"
             )
+        training = values["training"]
+        if training is not None and not (len(training) == 2 and _names_tensors(training[0], "training")):
+            raise ValueError(f"training must name a file of the folder and its digest, got {training!r}")
         shape = values["input_shape"]
         if shape is not None and not all(isinstance(size, int) and size > 0 for size in shape):
             raise ValueError(f"input_shape: expected positive integers, got {shape}")
@@ -99,8 +106,14 @@ class Manifest:
             {str(name): str(reason) for name, reason in values["skipped"].items()},
             file,
             str(values["sha256"]),
+            None if training is None else (training[0], str(training[1])),
             dict(values["notes"]),
         )
+
+
+def _names_tensors(name: object, kind: str) -> bool:
+    """Whether this is the name of a file of the folder, and of nothing else."""
+    return isinstance(name, str) and name.startswith(kind) and _TENSORS.fullmatch(name) is not None
 
 
 def require_free(folder: Path, *, force: bool = False) -> None:
@@ -131,6 +144,7 @@ def save(
     model: ModelSpec | None = None,
     input_shape: tuple[int, ...] | None = None,
     notes: Mapping[str, Any] | None = None,
+    training: TrainingState | None = None,
 ) -> None:
     """Write a checkpoint. One that stands in the folder is replaced in the moment the new one is whole.
 
@@ -140,6 +154,7 @@ def save(
         model: the spec it was built from, so that `load` can build it again.
         input_shape: shape of one sample.
         notes: what else to remember, as JSON values.
+        training: what `fxprune.training.fit` needs to go on from here, if training is not over.
 
     Raises:
         CheckpointError: the folder holds something else, or cannot be written.
@@ -152,35 +167,47 @@ def save(
         raise CheckpointError(f"notes: expected JSON values, got what is none: {error}") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".weights-{os.getpid()}.tmp"
-        try:
-            save_file(_unshared(pruned.state_dict()), temporary)
-            synced(temporary)
-            readable(temporary)
-            digest = _digest(temporary)
-            # named by content: until the last step the manifest that stands names the old file
-            final = folder / f"weights-{digest[:12]}.safetensors"
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # named by content: until the last step the manifest that stands names the old files
+        weights = _write_tensors(folder, "weights", _unshared(pruned.state_dict()))
+        state = None
+        if training is not None:
+            values = {"values": json.dumps(training.values)}
+            state = _write_tensors(folder, "training", training.tensors, values)
         manifest = Manifest(
             model,
             input_shape,
             pruned.record,
             tuple(weight.name for weight in pruned.weights),
             dict(pruned.weights.skipped),
-            final.name,
-            digest,
+            *weights,
+            state,
             dict(notes or {}),
         )
         _write_manifest(folder, manifest)
-        for old in folder.glob("weights-*.safetensors"):
-            if old != final:
+        for old in folder.iterdir():
+            if _TENSORS.fullmatch(old.name) and old.name not in (weights[0], state and state[0]):
                 old.unlink()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write {folder}: {error}; free some space or choose another output"
         ) from error
+
+
+def _write_tensors(
+    folder: Path, kind: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> tuple[str, str]:
+    """Write a safetensors file; its name, which says its content, and its digest."""
+    temporary = folder / f".{kind}-{os.getpid()}.tmp"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        synced(temporary)
+        readable(temporary)
+        digest = _digest(temporary)
+        final = folder / f"{kind}-{digest[:12]}.safetensors"
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return final.name, digest
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -247,7 +274,7 @@ def load(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    state = _read_state(folder, manifest)
+    state = _read_tensors(folder / manifest.weights_file, manifest.sha256)
     module, shape = _module(folder, manifest, model)
     if example_inputs is None and not example_kwargs:
         if shape is None:
@@ -279,14 +306,33 @@ def _module(
     return build(spec)
 
 
-def _read_state(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    path = folder / manifest.weights_file
+def read_training(folder: str | os.PathLike[str]) -> TrainingState | None:
+    """The state of the training that a checkpoint is in the middle of, or None.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or one that is damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest.training is None:
+        return None
+    name, digest = manifest.training
+    path = Path(folder) / name
+    tensors = _read_tensors(path, digest)
     try:
-        if _digest(path) != manifest.sha256:
+        with safe_open(path, "pt") as file:
+            values = json.loads(file.metadata()["values"])
+        return TrainingState(tensors, dict(values))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected the state of a training, got {error}; train afresh") from error
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    try:
+        if _digest(path) != sha256:
             raise CheckpointError(f"{path}: its digest is not the recorded one; the file was truncated or changed")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected the weights of a checkpoint, got {error}") from error
+        raise CheckpointError(f"{path}: expected the tensors of a checkpoint, got {error}") from error
 
 
 def _recorded_weights(weights: Weights, manifest: Manifest, state: Mapping[str, Tensor], folder: Path) -> Weights:
@@ -333,7 +379,7 @@ def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     first: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, tensor in state.items():
         first.setdefault((tensor.data_ptr(), tuple(tensor.shape)) if tensor.numel() else (id(tensor), ()), name)
-    return {name: state[name].contiguous() for name in first.values()}
+    return {name: state[name] for name in first.values()}
 
 
 def _digest(path: Path) -> str:

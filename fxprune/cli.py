@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -51,13 +52,16 @@ VerifyData = Annotated[
 
 def main() -> None:
     """Entry point; exit codes: 0 done, 1 a check of the exported file failed, 2 bad input, 130 interrupted."""
+    from fxprune import distributed
     from fxprune.progress import shown_on
 
     warnings.simplefilter("ignore")  # torch's own; ours go through logging
     signal.signal(signal.SIGINT, _interrupted)
     try:
-        with shown_on(err):
-            app()
+        with distributed.joined():
+            out.quiet = distributed.rank() > 0
+            with contextlib.nullcontext() if out.quiet else shown_on(err):
+                app()
     except VerificationError as error:
         _fail(error, EXIT_CHECK_FAILED)
     except FxpruneError as error:
@@ -70,7 +74,8 @@ def _interrupted(*_: object) -> None:
 
 
 def _say(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not out.quiet:  # of several processes one speaks
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(error: Exception, code: int) -> None:
@@ -192,15 +197,29 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     weight_decay: Annotated[float, typer.Option(help="On weights, not on scales and biases.")] = 5e-4,
     schedule: Annotated[str, typer.Option(help="cosine, step or constant.")] = "cosine",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 for products in bfloat16.")] = "float32",
     data: Annotated[Optional[str], typer.Option(help="Data spec; what it was pruned on by default.")] = None,  # noqa: UP045
+    log: Annotated[Optional[Path], typer.Option(help="CSV file for a table of the epochs.")] = None,  # noqa: UP045
+    tensorboard: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for TensorBoard, if it is installed."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin a new schedule, even if a training was interrupted.")
+    ] = False,
     model: Again = None,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch."""
+    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch.
+
+    A training that was interrupted goes on where it was, under the same options.
+    """
+    from fxprune import distributed
     from fxprune.stages import train_stage
-    from fxprune.training import Epoch, TrainConfig
+    from fxprune.training import Callback, EachEpoch, Epoch, TrainConfig
+    from fxprune.training.logs import CsvLog, TensorBoard
 
     config = TrainConfig(
         epochs=epochs,
@@ -210,6 +229,7 @@ def train(
         schedule=schedule,  # type: ignore[arg-type]  # checked by TrainConfig
         seed=seed,
         device=device,
+        precision=precision,  # type: ignore[arg-type]
     )
 
     def tell(epoch: Epoch) -> None:
@@ -218,7 +238,11 @@ def train(
             f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s"
         )
 
-    history = train_stage(folder, config, data=data, model=_named(model), on_epoch=tell)
+    callbacks: list[Callback] = [EachEpoch(tell)]
+    if distributed.rank() == 0:
+        callbacks += [CsvLog(log)] if log else []
+        callbacks += [TensorBoard(tensorboard)] if tensorboard else []
+    history = train_stage(folder, config, callbacks, data=data, model=_named(model), fresh=fresh)
     if as_json:
         _print_json([epoch.to_json() for epoch in history])
     _say(f"saved in {folder}; next: fxprune export {folder}" + (f" --model {model}" if model else ""))
@@ -308,6 +332,7 @@ def run(
         Path, typer.Argument(help="A recipe in TOML, such as model_zoo/recipes/digits-resnet20.toml.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; the recipe's by default.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -319,6 +344,7 @@ def run(
 
     read = Recipe.read(recipe)
     read = replace(read, output=output) if output else read
+    read = replace(read, job=replace(read.job, sparsity=sparsity)) if sparsity is not None else read
     result = run_recipe(read, force=force, say=_say)
     if as_json:
         _print_json(result.to_json())
@@ -382,13 +408,14 @@ def compat_run(
 ) -> None:
     """Try models one by one, each in a process of its own, and write down how far each gets."""
     from fxprune.compat.plan import memory_limit, plan, select, threads
-    from fxprune.compat.results import Results, Tally
+    from fxprune.compat.results import ROWS, Tally
     from fxprune.compat.runner import Limits, known_models, run
     from fxprune.compat.stages import examine
     from fxprune.progress import track
+    from fxprune.rows import RowFile
 
     limits = Limits(timeout, memory_limit(memory, jobs))
-    with Results(output, resume=resume or failed) as results:
+    with RowFile(output, ROWS, resume=resume or failed) as results:
         tasks = plan(
             select(known_models(), patterns or [], library, shard),
             stage,
@@ -421,9 +448,10 @@ def compat_table(
 ) -> None:
     """Print the pass rates, and write the table."""
     from fxprune.compat import table
-    from fxprune.compat.results import read_rows
+    from fxprune.compat.results import ROWS
+    from fxprune.rows import read_rows
 
-    found = table.entries(read_rows(results))
+    found = table.entries(read_rows(results, ROWS))
     out.print(table.summary(found), highlight=False, soft_wrap=True)
     if html:
         table.write(html, table.html(found))
@@ -440,7 +468,32 @@ def _named(model: str | None) -> Any:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    if not out.quiet:
+        sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+@app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(help="accuracy, gradient-flow, initialisation, batch-size, ntk, sanity, or all of them."),
+    ],
+    setting: Annotated[Path, typer.Argument(help="TOML file: data, networks, training, and what is tried.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="Folder for results; out/studies/SETTING by default."),
+    ] = None,
+    network: Annotated[list[str] | None, typer.Option(help="Only these of the setting; all by default.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Experiments at a time.")] = 1,
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Measure nothing: make the pages of what is there.")
+    ] = False,
+) -> None:
+    """Answer a question of the GraSP paper on a network and data of one's choice; an interrupted study goes on."""
+    from fxprune.study.pages import conduct
+
+    for line in conduct(name, setting, output, network or [], jobs=jobs, measure=not pages):
+        _say(line)
 
 
 def _print_report(statistics: Any, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Several processes, one set of scores: each takes its share of the batches, and sums are added up.
+"""Several processes, one result: each takes its share of the batches, and sums are added up.
 
 `torch.distributed` does the work, under whatever backend the program has initialised (``torchrun`` starts
 the processes); where it is not initialised, everything here does nothing.
@@ -6,7 +6,9 @@ the processes); where it is not initialised, everything here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,31 @@ from fxprune.errors import ScoreError
 def active() -> bool:
     """Whether there are other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes inside the block, where ``torchrun`` or the like has started several.
+
+    They speak through nccl where there are CUDA devices, each process having its own, and through gloo
+    otherwise.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until all processes have come here."""
+    if active():
+        dist.barrier()
 
 
 def processes() -> int:

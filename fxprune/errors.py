@@ -37,6 +37,10 @@ class TrainError(FxpruneError):
     """Training cannot start or cannot go on."""
 
 
+class ResumeError(TrainError):
+    """A training that was interrupted cannot go on: something is not as it was."""
+
+
 class CheckpointError(FxpruneError):
     """A checkpoint folder cannot be written or read."""
 
@@ -55,6 +59,14 @@ class ReportError(FxpruneError):
 
 class RecipeError(FxpruneError):
     """A recipe file asks for something that does not exist."""
+
+
+class ResultsError(FxpruneError):
+    """A file of results cannot be read or written, or holds those of something else."""
+
+
+class StudyError(FxpruneError):
+    """A study asks for something that does not exist."""
 
 
 class CompatError(FxpruneError):

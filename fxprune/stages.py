@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune import criteria, zoo
+from fxprune import criteria, distributed, zoo
 from fxprune import data as data_sets
 from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
-from fxprune.checkpoint import annotate, load, read_manifest, require_free, save
-from fxprune.errors import CheckpointError, DataError, RecipeError
+from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
+from fxprune.errors import CheckpointError, DataError, RecipeError, ResumeError
 from fxprune.examples import example
 from fxprune.files import replacing
 from fxprune.loss import classification
@@ -32,7 +32,7 @@ from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
-from fxprune.training import EachEpoch, Epoch, TrainConfig, evaluate, fit
+from fxprune.training import Callback, EachEpoch, Epoch, Run, TrainConfig, TrainingState, evaluate, fit
 from fxprune.zoo import ModelSpec
 
 if sys.version_info >= (3, 11):
@@ -126,9 +126,11 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
     ).cpu()
     score = {"per_class": job.per_class, "score_batch": job.score_batch}
     notes: dict[str, Any] = {"data": job.data, "score": score, "training": []}
-    save(pruned, folder, model=spec, input_shape=shape, notes=notes)
-    for stale in (ONNX_FILE, RESULTS_FILE, REPORT_FILE):  # of the checkpoint that stood here before
-        (folder / stale).unlink(missing_ok=True)
+    if distributed.rank() == 0:
+        save(pruned, folder, model=spec, input_shape=shape, notes=notes)
+        for stale in (ONNX_FILE, RESULTS_FILE, REPORT_FILE):  # of the checkpoint that stood here before
+            (folder / stale).unlink(missing_ok=True)
+    distributed.wait()
     return pruned
 
 
@@ -145,24 +147,72 @@ def _score_data(job: PruneJob, shape: tuple[int, ...]) -> list[Any] | None:
 def train_stage(
     folder: Path,
     config: TrainConfig,
+    callbacks: Sequence[Callback] = (),
     *,
     data: str | None = None,
     model: ModelSpec | None = None,
-    on_epoch: Callable[[Epoch], None] = lambda _: None,
+    fresh: bool = False,
 ) -> list[Epoch]:
-    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch."""
+    """Train the pruned model of a checkpoint; the checkpoint is replaced after each epoch.
+
+    A training that was interrupted goes on after its last whole epoch, and ends with the weights that it would
+    have had.
+
+    Args:
+        folder: the checkpoint.
+        config: settings.
+        callbacks: see `fxprune.training.fit`.
+        data: data spec; by default what the model was pruned on.
+        model: the model again, if it is the user's own code.
+        fresh: train on from the present weights with a schedule of its own, even if a training was interrupted.
+    """
+    state = None if fresh else read_training(folder)
     pruned, shape, notes = _open(folder, model)
-    images = data_sets.load(_data_spec(folder, data, notes), shape)
-    manifest = read_manifest(folder)
-    done = list(notes.get("training", []))
-
-    def keep(epoch: Epoch) -> None:
-        done.append(epoch.to_json())
-        save(pruned, folder, model=manifest.model, input_shape=shape, notes={**notes, "training": done})
-        on_epoch(epoch)
-
+    spec = _data_spec(folder, data, notes)
+    config = replace(config, device=str(_device(config.device)))
     notes.pop("export", None)  # an exported file is of the weights before training
-    return fit(pruned, images, replace(config, device=str(_device(config.device))), [EachEpoch(keep)])
+    keeping = _Keeping(folder, pruned, notes, callbacks, before=len(state.history) if state else 0)
+    try:
+        return fit(pruned, data_sets.load(spec, shape), config, [*callbacks, keeping], resume=state)
+    except ResumeError as error:
+        raise ResumeError(
+            f"{folder} is in the middle of a training: {error}; --fresh trains on from its present weights, with "
+            "a schedule of its own"
+        ) from error
+
+
+class _Keeping(Callback):
+    """Replaces the checkpoint after each epoch, with what training needs to go on while it is not over."""
+
+    name = "keeping"
+
+    def __init__(
+        self,
+        folder: Path,
+        pruned: PrunedModel,
+        notes: dict[str, Any],
+        callbacks: Sequence[Callback],
+        *,
+        before: int,
+    ) -> None:
+        self._folder, self._pruned, self._notes, self._callbacks = folder, pruned, notes, callbacks
+        self._manifest = read_manifest(folder)
+        history = list(notes.get("training", []))
+        self._earlier = history[: len(history) - before]  # of trainings that are over
+
+    def after_epoch(self, run: Run) -> None:
+        done = [epoch.to_json() for epoch in run.history]
+        if distributed.rank() == 0:
+            over = len(run.history) == run.config.epochs
+            save(
+                self._pruned,
+                self._folder,
+                model=self._manifest.model,
+                input_shape=self._manifest.input_shape,
+                notes={**self._notes, "training": [*self._earlier, *done]},
+                training=None if over else TrainingState.of(run, self._callbacks),
+            )
+        distributed.wait()
 
 
 def export_stage(
@@ -291,7 +341,9 @@ def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.active():
+        name = f"cuda:{torch.cuda.current_device()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -430,7 +482,7 @@ def run(
     images = data_sets.load(job.data, read_manifest(folder).input_shape or ())
     untrained = evaluate(pruned, images)
     say(f"training the pruned network, {recipe.train.epochs} epochs")
-    history = train_stage(folder, recipe.train, model=job.spec, on_epoch=tell)
+    history = train_stage(folder, recipe.train, [EachEpoch(tell)], model=job.spec)
     dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
     say("exporting and verifying")
     verification = export_stage(folder, model=job.spec)

@@ -21,10 +21,11 @@ from torch import nn
 
 from fxprune.compat import plan, results, stages, table
 from fxprune.compat.child import GIB, Task, described
-from fxprune.compat.results import Results, Tally, read_rows
+from fxprune.compat.results import ROWS, Tally
 from fxprune.compat.runner import Limits, run
 from fxprune.errors import CompatError
 from fxprune.examples import example
+from fxprune.rows import read_rows
 from fxprune.zoo import ModelSpec
 
 ROOT = Path(__file__).parent.parent
@@ -243,62 +244,7 @@ def test_smallest_first_where_sizes_are_known() -> None:
         plan.plan(KNOWN, "train", rows, memory=1)
 
 
-# --- the results file
-
-
-def test_rows_are_read_back_and_added_to(tmp_path: Path) -> None:
-    file = tmp_path / "folder" / "rows.jsonl"
-    with Results(file) as kept:
-        kept.append(row_of("timm:net0"))
-    with Results(file, resume=True) as kept:
-        assert [row["model"] for row in kept.rows] == ["timm:net0"]
-        kept.append(row_of("timm:net1", at="2"))
-        assert len(kept.rows) == 2
-    assert [row["model"] for row in read_rows([file])] == ["timm:net0", "timm:net1"]
-
-
-def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    whole = json.dumps(row_of("timm:net0")) + "\n"
-    file.write_text(whole + json.dumps(row_of("timm:net1"))[:-9])
-    assert len(read_rows([file])) == 1
-    with Results(file, resume=True) as kept:
-        kept.append(row_of("timm:net2"))
-    assert file.read_text().startswith(whole)
-    assert [row["model"] for row in read_rows([file])] == ["timm:net0", "timm:net2"]
-
-
-def test_a_second_run_on_a_file_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    with Results(file), pytest.raises(CompatError, match="another run writes to this file"):
-        Results(file, resume=True)
-    with Results(file):
-        pass  # the first one is over
-
-
-def test_a_file_with_rows_is_not_added_to_by_chance(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row_of("timm:net0")) + "\n")
-    with pytest.raises(CompatError, match="has 1 rows; --resume goes on with it"):
-        Results(file)
-    assert len(read_rows([file])) == 1
-
-
-@pytest.mark.parametrize("line", ["no JSON", "[1, 2]", '{"model": "timm:net0"}'])
-def test_lines_that_are_no_rows_are_told(tmp_path: Path, line: str) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(f"{json.dumps(row_of('timm:net0'))}\n{line}\n")
-    with pytest.raises(CompatError, match=r"rows.jsonl, line 2: expected a row"):
-        read_rows([file])
-    with pytest.raises(CompatError, match="cannot read"):
-        read_rows([tmp_path / "none"])
-
-
-def test_version_says_which_code_ran() -> None:
-    version = results.own_version()
-    assert version.startswith("0.1.0+")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert version.partition("+")[2].partition(".")[0] == commit[:9]
+# --- the tally
 
 
 def test_tally() -> None:
@@ -556,7 +502,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     done = fxprune("torchvision:alexnet", "torchvision:raft_small", "--memory", "4", "-o", str(file))
     assert done.stderr == f"capture: 2 of 2 passed (100.0%); rows are in {file}\n"
     assert done.returncode == 0
-    alexnet, raft = read_rows([file])
+    alexnet, raft = read_rows([file], ROWS)
     assert (alexnet["capture"]["device"], alexnet["capture"]["parameters"]) == ("meta", 61100840)
     assert len(raft["capture"]["inputs"]) == 2
 

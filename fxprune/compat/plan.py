@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxprune.compat.child import GIB, STAGES, Stage, Task
-from fxprune.compat.results import Row, key, latest, versions
+from fxprune.compat.results import key, latest, versions
 from fxprune.errors import CompatError
+from fxprune.rows import Row
 from fxprune.zoo import LIBRARIES, matches
 
 _MEMORY_SHARE = 0.8  # of what is free; the rest is for the system, and for what grows between two looks

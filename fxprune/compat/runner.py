@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from fxprune.compat.child import GIB, Examine, Task, attend
-from fxprune.compat.results import Row, now, versions
+from fxprune.compat.results import versions
+from fxprune.rows import Row, now
 from fxprune.zoo import list_models
 
 _LOOK = 0.1  # seconds between two looks at the memory of the processes

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.compat.child import STAGES
-from fxprune.compat.results import Row
 from fxprune.errors import CompatError
 from fxprune.files import replacing
+from fxprune.rows import Row
 from fxprune.zoo import LIBRARIES
 
 PASSED, FAILED, TOO_LARGE = "passed", "failed", "too large"

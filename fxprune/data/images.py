@@ -45,10 +45,17 @@ class ImageData:
 
 
 class ImageSet(Dataset[Sample]):
-    """Images seen through a transform: samples (float32 C x H x W, int), and all labels in `targets`."""
+    """Images seen through a transform: samples (float32 C x H x W, int), and all labels in `targets`.
 
-    def __init__(self, split: Split, view: Callable[[Tensor], Tensor]) -> None:
-        self.images, self.targets, self.view = split.images, split.targets, view
+    Args:
+        split: images and labels.
+        view: the transform.
+        together: whether `view` does to several images what it does to each, as one that draws does not; a
+            `DataLoader` then gets those of a batch at once, in a tenth of the time.
+    """
+
+    def __init__(self, split: Split, view: Callable[[Tensor], Tensor], *, together: bool = False) -> None:
+        self.images, self.targets, self.view, self._together = split.images, split.targets, view, together
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -56,6 +63,12 @@ class ImageSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         image = self.images[index]
         return self.view(image if isinstance(image, Tensor) else _photo(image)), self.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Sample]:
+        """Several samples, as `DataLoader` asks for them."""
+        if not self._together or not isinstance(self.images, Tensor):
+            return [self[index] for index in indices]
+        return list(zip(self.view(self.images[indices]), (self.targets[i] for i in indices), strict=True))
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -60,9 +60,9 @@ def load(
     return ImageData(
         name=spec,
         num_classes=len(source.class_names),
-        train=ImageSet(train, make_view(family, shape, augment=family.augment)),
-        test=ImageSet(test, plain),
-        score=ImageSet(train, plain),
+        train=ImageSet(train, make_view(family, shape, augment=family.augment), together=not family.augment),
+        test=ImageSet(test, plain, together=True),
+        score=ImageSet(train, plain, together=True),
         class_names=source.class_names,
     )
 

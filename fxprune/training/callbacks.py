@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,10 @@ class Callback:
 
     def after_epoch(self, run: Run) -> None:
         """After an epoch was tested and added to the history."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """What a run that goes on must have in common with the one that was interrupted, as JSON values."""
+        return {}
 
     def state(self) -> Mapping[str, Tensor]:
         """Tensors to resume from."""

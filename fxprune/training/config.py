@@ -25,13 +25,14 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training images.
         lr: peak learning rate; 0.1 is usual for residual networks with batch normalisation.
-        momentum: Nesterov momentum.
+        momentum: of SGD.
+        nesterov: whether momentum is Nesterov's; the papers' is not.
         weight_decay: on weights with at least two dimensions; scales and biases are left alone.
         batch_size: images a step, of all processes together.
         schedule: ``"cosine"`` to zero, ``"step"`` divides by ten after a half and three quarters of the
             steps (the GraSP paper), ``"constant"``.
         warmup: share of the steps over which the rate rises linearly from zero.
-        clip: largest norm of a gradient; None does not clip.
+        clip: largest norm of a gradient; None or infinity (``inf`` in a recipe) do not clip.
         seed: of the order of the images, of dropout and of augmentation.
         device: where to train.
         precision: ``"bf16"`` computes products in bfloat16, under autocast, and keeps parameters in float32; it
@@ -41,6 +42,7 @@ class TrainConfig:
     epochs: int = 10
     lr: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     batch_size: int = 128
     schedule: Decay = "cosine"
@@ -59,7 +61,8 @@ class TrainConfig:
             ("weight_decay", "a number of at least 0", lambda v: _is(Real)(v) and 0 <= v < math.inf),
             ("momentum", "a number in [0, 1)", lambda v: _is(Real)(v) and 0 <= v < 1),
             ("warmup", "a share in [0, 1]", lambda v: _is(Real)(v) and 0 <= v <= 1),
-            ("clip", "a positive number or None", lambda v: v is None or (_is(Real)(v) and 0 < v < math.inf)),
+            ("nesterov", "true or false", lambda v: isinstance(v, bool)),
+            ("clip", "a positive number or None", lambda v: v is None or (_is(Real)(v) and v > 0)),
             ("schedule", "cosine, step or constant", lambda v: v in get_args(Decay)),
             ("precision", "float32 or bf16", lambda v: v in get_args(Precision)),
             ("device", "the name of a device, such as cpu or cuda", _is(str)),

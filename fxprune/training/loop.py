@@ -54,7 +54,8 @@ def fit(
         All epochs, those before an interruption included.
 
     Raises:
-        TrainError: the loss is not finite, the device is not there, or the state does not fit the run.
+        TrainError: the loss is not finite, or the device is not there.
+        ResumeError: the state does not fit the run.
     """
     run = _begin(model, data, config)
     for callback in callbacks:
@@ -87,7 +88,8 @@ def _begin(model: nn.Module, data: ImageData, config: TrainConfig) -> Run:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    nesterov = config.nesterov and config.momentum > 0
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     each = len(_train_batches(data, config, 0))
     return Run(model, config, optimizer, config.epochs * each, each)
 

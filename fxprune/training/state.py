@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxprune.errors import TrainError
+from fxprune.errors import ResumeError
 from fxprune.training.callbacks import Callback, Run
 from fxprune.training.config import Epoch
 
@@ -35,38 +35,39 @@ class TrainingState:
         for callback in callbacks:
             tensors |= {f"{callback.name}.{name}": value for name, value in callback.state().items()}
         history = [epoch.to_json() for epoch in run.history]
-        return cls(tensors, {"config": run.config.to_json(), "step": run.step, "history": history})
+        return cls(tensors, {"settings": _settings(run, callbacks), "step": run.step, "history": history})
 
     @property
     def history(self) -> list[Epoch]:
         """The epochs that are over.
 
         Raises:
-            TrainError: the values are not what `of` gives.
+            ResumeError: the values are not what `of` gives.
         """
         try:
             return [Epoch(**epoch) for epoch in self.values["history"]]
         except (KeyError, TypeError) as error:
-            raise TrainError(f"the state of training is damaged: {error}; train afresh") from error
+            raise ResumeError(f"the state of training is damaged: {error}; train afresh") from error
 
     def restore(self, run: Run, callbacks: Sequence[Callback]) -> None:
         """Put a run that has just begun into this state.
 
         Raises:
-            TrainError: the state is of a run with other settings, or of another model.
+            ResumeError: the state is of a run with other settings, or of another model.
         """
-        if self.values.get("config") != run.config.to_json():
-            raise TrainError("the state is of a run with other settings: expected the same, or to train afresh")
+        told, saved = _settings(run, callbacks), self.values.get("settings")
+        if told != saved:
+            raise ResumeError(f"expected the settings of the run that was interrupted, {saved}, got {told}")
         run.history = self.history
         run.step = len(run.history) * run.steps_per_epoch
         if self.values.get("step") != run.step:
-            raise TrainError("the state is of a run on other data: expected the same, or to train afresh")
+            raise ResumeError("the state is of a run on other data: expected the same, or to train afresh")
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for place, parameter in enumerate(parameters):
             entries = self._of(f"optimizer.{place}.")
             if any(tensor.shape != parameter.shape for tensor in entries.values()):
-                raise TrainError("the state is of another model: expected that of this one, or to train afresh")
+                raise ResumeError("the state is of another model: expected that of this one, or to train afresh")
             if entries:
                 state[place] = entries
         groups = run.optimizer.state_dict()["param_groups"]
@@ -78,3 +79,8 @@ class TrainingState:
     def _of(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin so, under the rest of their names."""
         return {n.removeprefix(prefix): tensor for n, tensor in self.tensors.items() if n.startswith(prefix)}
+
+
+def _settings(run: Run, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    told = {callback.name: dict(callback.settings()) for callback in callbacks}
+    return run.config.to_json() | {name: settings for name, settings in told.items() if settings}

@@ -1,6 +1,6 @@
-"""VGG-19 for small images, with batch normalisation: the network of GraSP's experiments on CIFAR.
+"""VGG-11, 16 and 19 for small images, with batch normalisation; GraSP's experiments on CIFAR take the last.
 
-Configuration E of Simonyan and Zisserman (ICLR 2015), whose three large linear layers give way to one, as is
+Configurations A, D and E of Simonyan and Zisserman (ICLR 2015), whose three large linear layers give way to one, as is
 usual for images of 32 x 32. Four max-poolings halve the sides; the fifth pooling is an average over what they
 leave (2 x 2). Weights start as He et al. draw them, as in `resnet.py`.
 """
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Channels and number of the convolutions of each stage; a pooling ends every stage.
+STAGES_11 = ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))
+STAGES_16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 STAGES_19 = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 
 
@@ -41,6 +43,16 @@ class Vgg(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.flatten(F.adaptive_avg_pool2d(self.features(x), 1), 1))
+
+
+def vgg11(num_classes: int = 10, in_channels: int = 3, scale: float = 1.0) -> Vgg:
+    """9 million parameters; `scale` multiplies the number of channels."""
+    return Vgg(STAGES_11, num_classes, in_channels, scale)
+
+
+def vgg16(num_classes: int = 10, in_channels: int = 3, scale: float = 1.0) -> Vgg:
+    """15 million parameters; `scale` multiplies the number of channels."""
+    return Vgg(STAGES_16, num_classes, in_channels, scale)
 
 
 def vgg19(num_classes: int = 10, in_channels: int = 3, scale: float = 1.0) -> Vgg:

@@ -1,0 +1,142 @@
+"""Ways to a trained sparse network: what studies compare.
+
+Pruned at the initialisation and trained; trained, pruned and trained on; lottery tickets; masks that move while
+training. Each yields one result for each sparsity that it is asked for, and trains every sparse network for the
+same number of steps, which is what is compared. What else a method trains (the dense network that magnitude
+pruning starts from, the rounds of a ticket) is told with it, as `Method.more`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fxprune import topology
+from fxprune.errors import StudyError
+from fxprune.model import PrunedModel
+from fxprune.study.lab import Lab, Trained
+from fxprune.topology.tickets import rounds_to, tickets
+from fxprune.training import Callback
+
+# The sparsity reached, the model, and what came of its training.
+Result = tuple[float, PrunedModel, Trained]
+# Takes a lab, sparsities, a seed, and what a study varies: settings of `Lab.start` and `Lab.prune` by name.
+Way = Callable[[Lab, Sequence[float], int, Mapping[str, Any]], Iterator[Result]]
+
+_FINE_TUNING = 0.1  # of the learning rate; as long as the training before it
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to a trained sparse network.
+
+    Attributes:
+        way: goes it.
+        paper: where it is from.
+        chained: whether one run gives all sparsities, so that they are computed together.
+        more: what is trained beside the sparse network itself, in words.
+    """
+
+    way: Way
+    paper: str
+    chained: bool = False
+    more: str = ""
+
+
+def _dense(lab: Lab, sparsities: Sequence[float], seed: int, vary: Mapping[str, Any]) -> Iterator[Result]:
+    lab.start(seed, vary.get("initialisation", "own"))
+    model = lab.dense()
+    for _ in sparsities:
+        yield 0.0, model, lab.train(model, seed)
+
+
+def _at_initialisation(criterion: str, **options: Any) -> Way:
+    def way(lab: Lab, sparsities: Sequence[float], seed: int, vary: Mapping[str, Any]) -> Iterator[Result]:
+        changes = {name: value for name, value in vary.items() if name != "initialisation"}
+        for sparsity in sparsities:
+            lab.start(seed, vary.get("initialisation", "own"))
+            model = lab.prune(criterion, sparsity, seed, **options, **changes)
+            yield sparsity, model, lab.train(model, seed)
+
+    return way
+
+
+def _after_training(criterion: str) -> Way:
+    def way(lab: Lab, sparsities: Sequence[float], seed: int, _: Mapping[str, Any]) -> Iterator[Result]:
+        lab.start(seed)
+        dense = lab.dense()
+        lab.train(dense, seed)
+        trained = _copied(lab)
+        for sparsity in sparsities:
+            lab.captured.host.load_state_dict(trained)
+            model = lab.prune(criterion, sparsity, seed)
+            yield sparsity, model, lab.train(model, seed, lr=_FINE_TUNING * lab.network.train.lr)
+
+    return way
+
+
+def _ticket(*, late: bool) -> Way:
+    def way(lab: Lab, sparsities: Sequence[float], seed: int, _: Mapping[str, Any]) -> Iterator[Result]:
+        lab.start(seed)
+        results: list[Trained] = []
+
+        def train(model: PrunedModel, callbacks: Sequence[Callback]) -> None:
+            results.append(lab.train(model, seed, callbacks))
+
+        steps = lab.config(seed).epochs * (len(lab.images.train) // lab.config(seed).batch_size)
+        rewind = round(lab.setting.rewind * steps) if late else 0
+        rounds = rounds_to(max(sparsities), stops=tuple(sparsities))
+        for sparsity, model in zip(rounds, tickets(lab.dense(), train, rounds, rewind), strict=True):
+            if sparsity in sparsities:
+                yield sparsity, model, results[-1]
+
+    return way
+
+
+def _moving(name: str, ranking: str) -> Way:
+    def way(lab: Lab, sparsities: Sequence[float], seed: int, _: Mapping[str, Any]) -> Iterator[Result]:
+        for sparsity in sparsities:
+            lab.start(seed)
+            model = lab.prune("random", sparsity, seed, ranking=ranking)
+            moves = topology.make(name, seed=seed, **lab.setting.topology.get(name, {}))
+            yield sparsity, model, lab.train(model, seed, [moves])
+
+    return way
+
+
+def _copied(lab: Lab) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in lab.captured.host.state_dict().items()}
+
+
+METHODS: Mapping[str, Method] = {
+    "dense": Method(_dense, "no pruning"),
+    "random": Method(_at_initialisation("random"), "one global draw"),
+    "magnitude-init": Method(_at_initialisation("magnitude"), "large initial weights"),
+    "snip": Method(_at_initialisation("snip"), "Lee et al., ICLR 2019"),
+    "synflow": Method(_at_initialisation("synflow", rounds=100), "Tanaka et al., NeurIPS 2020, 100 rounds"),
+    "grasp": Method(_at_initialisation("grasp"), "Wang et al., ICLR 2020"),
+    "magnitude": Method(
+        _after_training("magnitude"), "Han et al., NeurIPS 2015, in one cut", True, "the dense network"
+    ),
+    "obd": Method(_after_training("obd"), "LeCun et al., NeurIPS 1989, in one cut", True, "the dense network"),
+    "ticket": Method(_ticket(late=False), "Frankle and Carbin, ICLR 2019", True, "every round before it"),
+    "late-reset": Method(_ticket(late=True), "Frankle et al., 2019", True, "every round before it"),
+    "set": Method(_moving("set", "erk"), "Mocanu et al., Nature Communications 2018"),
+    "deep-r": Method(_moving("deep-r", "layer"), "Bellec et al., ICLR 2018"),
+    "dsr": Method(_moving("dsr", "layer"), "Mostafa and Wang, ICML 2019"),
+    "rigl": Method(_moving("rigl", "erk"), "Evci et al., ICML 2020"),
+}
+
+
+def method(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise StudyError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]

@@ -1,0 +1,120 @@
+"""`conduct`: do what a study needs, and write its numbers, its plot and its page, all from the rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxprune.errors import ResultsError, StudyError
+from fxprune.files import replacing
+from fxprune.rows import Row, read_rows
+from fxprune.study.claims import claims_page
+from fxprune.study.runner import ROWS, run
+from fxprune.study.setting import Setting
+from fxprune.study.studies import STUDIES, study
+from fxprune.study.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROWS_FILE = "rows.jsonl"
+
+
+def conduct(
+    name: str, path: Path, output: Path | None, networks: Sequence[str], *, jobs: int = 1, measure: bool = True
+) -> Iterator[str]:
+    """Conduct a study, or all of them; a line for each thing that is done.
+
+    Args:
+        name: of a study, or ``"all"``.
+        path: the setting.
+        output: folder; ``out/studies/SETTING`` by default. What it has of the setting already is not done again.
+        networks: only these of the setting; all if there are none.
+        jobs: experiments at a time.
+        measure: whether to do what is missing, or to make the pages of what there is.
+
+    Raises:
+        StudyError: there is no such study, setting or network, or nothing to make a page of.
+        ResultsError: the folder holds results of another setting.
+    """
+    setting = Setting.read(path)
+    wanted = list(STUDIES.values()) if name == "all" else [study(name)]
+    names = [setting.network(network).name for network in networks] or list(setting.networks)
+    folder = output or Path("out/studies") / setting.name
+    file = folder / ROWS_FILE
+    for each in wanted:
+        experiments = each.experiments(setting, names)
+        if measure:
+            run(setting, experiments, file, jobs=jobs)
+        found = _rows(file, {experiment.key for experiment in each.experiments(setting, list(setting.networks))})
+        if not found:
+            if name == "all":
+                continue
+            raise StudyError(f"{file}: expected results of {each.name}, got none; measure first, without --pages")
+        _write(folder, each, each.numbers(setting, found), _command(each.name, path))
+        yield f"{each.name}: {folder / each.name}.md, .json and .png, from {len(found)} rows"
+    _text(folder / "README.md", _index(folder, setting, path))
+
+
+def _rows(file: Path, keys: set[str]) -> list[Row]:
+    rows = [row for row in read_rows([file], ROWS) if row["experiment"] in keys] if file.exists() else []
+    return list({(row["experiment"], row["sparsity"]): row for row in rows}.values())
+
+
+def _write(folder: Path, study: Study, numbers: dict[str, Any], command: str) -> None:
+    _text(folder / f"{study.name}.json", json.dumps(numbers, indent=1) + "\n")
+    picture = f"![{study.question}]({study.name}.png)"
+    page = [f"# {study.question}", f"    {command}", picture, study.page(numbers)]
+    _text(folder / f"{study.name}.md", "\n\n".join(page) + "\n")
+    _figure(folder / f"{study.name}.png", study.plot(numbers))
+
+
+def _command(name: str, path: Path) -> str:
+    return f"fxprune study {name} {path.as_posix()}"
+
+
+def _index(folder: Path, setting: Setting, path: Path) -> str:
+    """A page that leads to the others, with the paper's claims."""
+    there = [each for each in STUDIES.values() if (folder / f"{each.name}.json").exists()]
+    rows = read_rows([folder / ROWS_FILE], ROWS)
+    versions = sorted({json.dumps(row["versions"], sort_keys=True) for row in rows})
+    numbers = {each.name: json.loads((folder / f"{each.name}.json").read_text()) for each in there}
+    parts = [
+        f"# {setting.name}",
+        f"    {_command('all', path)}",
+        f"Data: {setting.data}"
+        + (f", {setting.limit:,} training images" if setting.limit else "")
+        + f"; seeds {', '.join(map(str, setting.seeds))}; networks "
+        + ", ".join(
+            f"{n.name} ({n.train.epochs} epochs, batches of {n.train.batch_size}, peak rate {n.train.lr:g})"
+            for n in setting.networks.values()
+        )
+        + f". {len(rows)} rows in [{ROWS_FILE}]({ROWS_FILE}), which also say with which versions they were made: "
+        + "; ".join(_versions(text) for text in versions)
+        + ".",
+        "\n".join(f"- [{each.question}]({each.name}.md)" for each in there),
+        claims_page(numbers),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _versions(text: str) -> str:
+    return ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+
+
+def _text(path: Path, content: str) -> None:
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(content)
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
+
+
+def _figure(path: Path, figure: Figure) -> None:
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, metadata={"Software": None})  # the same numbers, the same bytes
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; choose another output") from error

@@ -1,0 +1,106 @@
+"""`run`: experiments that a results file lacks, one or several at a time; an interrupted run goes on."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxprune.errors import FxpruneError, ResultsError, StudyError
+from fxprune.progress import track
+from fxprune.rows import Kind, Row, RowFile, now, own_version
+from fxprune.study.experiment import Experiment, perform
+from fxprune.study.lab import Lab
+from fxprune.study.setting import Setting
+
+ROWS = Kind("`fxprune study`", frozenset({"experiment", "setting", "kind", "method", "sparsity", "seed"}))
+
+
+def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs: int = 1) -> list[Row]:
+    """Do what the file lacks, and return all rows of the experiments, old and new.
+
+    An experiment that was interrupted is done again as a whole.
+
+    Args:
+        setting: where.
+        experiments: what.
+        file: JSON lines.
+        jobs: experiments at a time, each in a process with its share of the cores; what is computed depends on
+            the number of threads in the last digits only.
+
+    Raises:
+        ResultsError: the file holds results of another setting, or another run writes to it.
+        StudyError: an experiment failed; says which.
+    """
+    with RowFile(file, ROWS, resume=True) as results:
+        other = next((row for row in results.rows if row["setting"] != setting.digest), None)
+        if other is not None:
+            raise ResultsError(
+                f"{file} has results of another setting ({setting.name} has changed since, or is not it): "
+                "choose another output, or remove it"
+            )
+        parts: dict[str, set[float]] = {}
+        for row in results.rows:
+            parts.setdefault(row["experiment"], set()).add(row["sparsity"])
+        done = {e.key for e in experiments if set(e.sparsities) <= parts.get(e.key, set())}
+        left = [experiment for experiment in experiments if experiment.key not in done]
+        label = f"{len(experiments) - len(left)} of {len(experiments)} experiments were done"
+        with _results(setting, left, jobs) as found:
+            for rows in track(found, label, len(left)):
+                for row in rows:
+                    results.append({**row, "setting": setting.digest, "versions": _versions(), "at": now()})
+        wanted = {experiment.key for experiment in experiments}
+        latest = {(row["experiment"], row["sparsity"]): row for row in results.rows}
+        return [row for (key, _), row in latest.items() if key in wanted]
+
+
+@contextmanager
+def _results(setting: Setting, left: Sequence[Experiment], jobs: int) -> Iterator[Iterator[list[Row]]]:
+    work = functools.partial(_perform, setting)
+    if jobs < 2 or len(left) < 2:
+        yield map(work, left)
+        return
+    # a fork of a process that has used torch's threads can hang
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    with context.Pool(jobs, _begin, (threads,)) as pool:  # ended, whatever it does, when the block is left
+        yield pool.imap_unordered(work, left)
+
+
+def _begin(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+
+
+def _perform(setting: Setting, experiment: Experiment) -> list[Row]:
+    try:
+        return list(perform(_lab(setting, experiment.network), experiment))
+    except FxpruneError as error:
+        raise StudyError(f"{experiment}: {error}") from error
+
+
+_labs: dict[tuple[str, str], Lab] = {}
+
+
+def _lab(setting: Setting, network: str) -> Lab:
+    """Labs are kept: capturing a network takes as long as training a small one."""
+    key = (setting.digest, network)
+    if key not in _labs:
+        _labs[key] = Lab(setting, network)
+    return _labs[key]
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
+    found = {name: metadata.version(name) for name in ("torch", "torchvision")}
+    return {"fxprune": own_version(), **found}
