@@ -37,6 +37,10 @@ class TrainError(FxpruneError):
     """Training cannot start or cannot go on."""
 
 
+class TopologyError(FxpruneError):
+    """Masks cannot be moved while the model trains."""
+
+
 class CheckpointError(FxpruneError):
     """A checkpoint folder cannot be written or read."""
 
