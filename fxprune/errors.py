@@ -41,6 +41,10 @@ class ResumeError(TrainError):
     """A training that was interrupted cannot go on: something is not as it was."""
 
 
+class TopologyError(FxpruneError):
+    """Masks cannot be moved while the model trains."""
+
+
 class CheckpointError(FxpruneError):
     """A checkpoint folder cannot be written or read."""
 

@@ -162,7 +162,7 @@ def cut(
     counts = {name: min(least[name], free[name]) for name in saliency}
     if ranking != "global":
         shapes = {name: tuple(values.shape) for name, values in saliency.items()}
-        counts = _apportion(_shares(shapes, ranking), free, counts, total)
+        counts = apportion(_shares(shapes, ranking), free, counts, total)
     reserved = {name: _top({name: v}, counts[name], gone)[name] for name, v in saliency.items()}
     taken = {name: mask.flatten() | gone[name] if gone else mask.flatten() for name, mask in reserved.items()}
     rest = _top(saliency, total - sum(counts.values()), taken)
@@ -193,7 +193,7 @@ def _shares(shapes: Mapping[str, tuple[int, ...]], ranking: Ranking) -> dict[str
     return {name: float(sum(shape)) for name, shape in shapes.items()}  # density times size
 
 
-def _apportion(
+def apportion(
     shares: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int], total: int
 ) -> dict[str, int]:
     """Whole numbers in proportion to `shares`, within `least` and `most`, that add up to `total`."""
@@ -245,6 +245,17 @@ def cut_alive(
         logger.warning("nothing is left of %d weights: %s", len(masks.empty), ", ".join(masks.empty[:8]))
     floored = tuple(name for name in masks if int(masks[name].sum()) > int(plain[name].sum()))
     return Cut(masks, used, floored)
+
+
+def largest(values: Tensor, count: int, among: Tensor) -> Tensor:
+    """Mask of the `count` largest elements of `values`; ties go as in `cut`.
+
+    Args:
+        values: any shape.
+        count: how many, at most as many as there are.
+        among: bool mask, of the shape of `values`, of the elements that are in the running.
+    """
+    return _top({"": values}, count, {"": ~among.flatten()})[""]
 
 
 def _top(saliency: Mapping[str, Tensor], count: int, exclude: Mapping[str, Tensor]) -> dict[str, Tensor]:

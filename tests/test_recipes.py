@@ -54,7 +54,7 @@ def test_without_the_data_the_recipe_says_what_to_get(
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_model_of_a_recipe_exists(path: Path) -> None:
     spec = Recipe.read(path).job.model
-    library, _, name = spec.name.partition(":")
+    library = spec.name.partition(":")[0]
     if library in zoo.LIBRARIES:
         assert zoo.list_models(spec.name) == [spec.name]
     else:

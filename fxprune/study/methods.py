@@ -19,7 +19,7 @@ from fxprune.errors import StudyError
 from fxprune.model import PrunedModel
 from fxprune.study.lab import Lab, Trained
 from fxprune.topology.tickets import rounds_to, tickets
-from fxprune.training import Callback
+from fxprune.training import Callback, Epoch
 
 # The sparsity reached, the model, and what came of its training.
 Result = tuple[float, PrunedModel, Trained]
@@ -83,15 +83,17 @@ def _ticket(*, late: bool) -> Way:
         lab.start(seed)
         results: list[Trained] = []
 
-        def train(model: PrunedModel, callbacks: Sequence[Callback]) -> None:
+        def train(model: PrunedModel, callbacks: Sequence[Callback]) -> list[Epoch]:
             results.append(lab.train(model, seed, callbacks))
+            return []
 
         steps = lab.config(seed).epochs * (len(lab.images.train) // lab.config(seed).batch_size)
         rewind = round(lab.setting.rewind * steps) if late else 0
-        rounds = rounds_to(max(sparsities), stops=tuple(sparsities))
-        for sparsity, model in zip(rounds, tickets(lab.dense(), train, rounds, rewind), strict=True):
-            if sparsity in sparsities:
-                yield sparsity, model, results[-1]
+        rounds = rounds_to(max(sparsities), stops=sparsities)
+        model = lab.dense()
+        for ticket in tickets(model, train, rounds, rewind):
+            if ticket.sparsity in sparsities:
+                yield ticket.sparsity, model, results[-1]
 
     return way
 

@@ -1,8 +1,8 @@
 """VGG-11, 16 and 19 for small images, with batch normalisation; GraSP's experiments on CIFAR take the last.
 
-Configurations A, D and E of Simonyan and Zisserman (ICLR 2015), whose three large linear layers give way to one, as is
-usual for images of 32 x 32. Four max-poolings halve the sides; the fifth pooling is an average over what they
-leave (2 x 2). Weights start as He et al. draw them, as in `resnet.py`.
+Configurations A, D and E of Simonyan and Zisserman (ICLR 2015), whose three large linear layers give way to one,
+as is usual for images of 32 x 32. Four max-poolings halve the sides; the fifth pooling is an average over what
+they leave (2 x 2). Weights start as He et al. draw them, as in `resnet.py`.
 """
 
 from __future__ import annotations
