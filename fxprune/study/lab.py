@@ -31,7 +31,7 @@ Initialisation = Literal["own", "kaiming", "xavier", "normal"]
 INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
 
 _DEVIATION = 0.1  # of "normal", whatever the size of the layer
-_MEASURED = 20  # images of each class on which the gradient is measured, none of them scored on or trained on
+_MEASURED = 10  # images of each class on which the gradient is measured, none of them scored on or trained on
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ class Lab:
     def train(self, model: PrunedModel, seed: int, callbacks: Sequence[Callback] = (), **changes: Any) -> Trained:
         """Train a model as the setting says, but for changes of `TrainConfig`."""
         config = replace(self.config(seed), **changes)
-        watch = _Watch(self)
-        watch.look(model)
+        watch = _Watch(self, model)
         history = fit(model, self._brief, config, [*callbacks, watch])
         accuracy = evaluate(model, self.images)
         return Trained(accuracy, tuple(epoch.loss for epoch in history), tuple(watch.norms))
@@ -124,26 +123,26 @@ class Lab:
         ((images, labels),) = score_batches(self.images.test, classes=classes, per_class=_MEASURED)
         return images, labels
 
-    def gradient(self, model: PrunedModel) -> float:
-        """Squared norm of the loss's gradient over the kept weights, on test images, with batch statistics."""
-        scoring = prepare(model.captured, self.weights, [self.measured], classification(1.0), live=False)
-        return gradient_norm(replace(scoring, masks=model.masks))
-
 
 class _Watch(Callback):
-    """Measures the gradient after each epoch."""
+    """Measures the squared gradient norm over the kept weights, at the start and after each epoch.
+
+    On test images in one batch with batch statistics. The graph that is measured shares the memory of the
+    model's parameters, so that it is made once.
+    """
 
     name = "watch"
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab, self.norms = lab, list[float]()
+    def __init__(self, lab: Lab, model: PrunedModel) -> None:
+        self._model = model
+        self._scoring = prepare(lab.captured, lab.weights, [lab.measured], classification(1.0), live=False)
+        self.norms: list[float] = []
 
-    def look(self, model: PrunedModel) -> None:
-        self.norms.append(self._lab.gradient(model))
+    def begin(self, run: Run) -> None:
+        self.after_epoch(run)
 
-    def after_epoch(self, run: Run) -> None:
-        assert isinstance(run.model, PrunedModel)
-        self.look(run.model)
+    def after_epoch(self, run: Run) -> None:  # noqa: ARG002
+        self.norms.append(gradient_norm(replace(self._scoring, masks=self._model.masks)))
 
 
 def _draw(weight: Tensor, initialisation: Initialisation) -> None:

@@ -89,7 +89,7 @@ def _ticket(*, late: bool) -> Way:
 
         steps = lab.config(seed).epochs * (len(lab.images.train) // lab.config(seed).batch_size)
         rewind = round(lab.setting.rewind * steps) if late else 0
-        rounds = rounds_to(max(sparsities), stops=sparsities)
+        rounds = rounds_to(max(sparsities), lab.setting.rate, sparsities)
         model = lab.dense()
         for ticket in tickets(model, train, rounds, rewind):
             if ticket.sparsity in sparsities:

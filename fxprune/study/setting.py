@@ -27,7 +27,7 @@ _TABLES = {
     "train": None,
     "grid": {"sparsities", "seeds", "per_class", "per_classes", "few_sparsities"},
     "topology": None,
-    "tickets": {"rewind"},
+    "tickets": {"rewind", "rate"},
     "kernel": {"per_class", "lr", "steps"},
 }
 
@@ -64,6 +64,7 @@ class Setting:
         per_classes: numbers of these that the study of the batch size tries.
         topology: settings by name of a topology, in place of its paper's defaults, which are those of long runs.
         rewind: share of the first training after which late resetting puts the weights back.
+        rate: share of the weights that each round of a ticket removes at most; 0.2 in its papers.
         kernel: ``per_class`` images of the tangent kernel, ``lr`` and ``steps`` of the training that it predicts.
         digest: of everything that decides what an experiment gives, networks' code included.
     """
@@ -80,6 +81,7 @@ class Setting:
     per_classes: tuple[int, ...]
     topology: Mapping[str, Mapping[str, Any]]
     rewind: float
+    rate: float
     kernel: Mapping[str, Any]
     digest: str
 
@@ -148,6 +150,7 @@ def _setting(path: Path, tables: dict[str, Any]) -> Setting:
         tuple(int(count) for count in grid.get("per_classes", (1, 2, 5, 10, 20))),
         tables.get("topology", {}),
         rewind,
+        float(tables.get("tickets", {}).get("rate", 0.2)),
         {"per_class": 5, "lr": 0.01, "steps": 20, **tables.get("kernel", {})},
         _digest(tables, networks),
     )
