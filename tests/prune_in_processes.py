@@ -1,4 +1,4 @@
-"""Run under torchrun: prunes a small network in all processes, and saves what each of them got."""
+"""Run under torchrun: prunes and trains small networks in all processes, and saves what each of them got."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from cases import pruned_case
+from test_topology import CONFIG, METHODS, VECTORS
 from torch import Tensor, nn
 
 from fxprune import prune
 from fxprune.errors import ScoreError
+from fxprune.training import fit
 
 
 def masks(criterion: str, seed: int = 0) -> dict[str, Tensor]:
@@ -24,12 +27,20 @@ def masks(criterion: str, seed: int = 0) -> dict[str, Tensor]:
     return dict(prune(model, data=batches, sparsity=0.8, criterion=criterion).masks)
 
 
+def trained(method: str) -> dict[str, Tensor]:
+    """The state dict of a network without batch statistics, trained while its masks move."""
+    model = pruned_case("mlp")
+    fit(model, VECTORS, CONFIG, [METHODS[method]()])
+    return model.state_dict()
+
+
 def main(out: str) -> None:
-    """Save the masks of this rank in the folder `out`, and what it says to a model that the others do not have."""
+    """Save what this rank gets in the folder `out`, and what it says to a model that the others do not have."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank = dist.get_rank()
     result: dict[str, Any] = {"grasp": masks("grasp"), "again": masks("grasp"), "snip": masks("snip")}
+    result["trained"] = {method: trained(method) for method in METHODS}
     try:
         masks("grasp", seed=rank)
     except ScoreError as error:

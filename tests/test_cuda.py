@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, pruned_case
+from test_topology import CONFIG, DATA, METHODS
 
 from fxprune import prune
+from fxprune.training import fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -23,3 +26,14 @@ def test_a_gpu_keeps_what_a_cpu_keeps(name: str, memory: int | None, monkeypatch
     kept = sum(int(mask.sum()) for mask in on_cpu.masks.values())
     common = sum(int((on_cpu.masks[n] & mask.cpu()).sum()) for n, mask in on_gpu.masks.items())
     assert common / kept >= 0.99
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_move_on_a_gpu(method: str) -> None:
+    model = pruned_case("conv_net")
+    before = {name: mask.clone() for name, mask in model.masks.items()}
+    kept = model.masks.kept
+    fit(model, DATA, replace(CONFIG, device="cuda"), [METHODS[method]()])
+    assert model.masks.kept == kept
+    assert any(not torch.equal(before[name], mask.cpu()) for name, mask in model.masks.items())
+    assert not any(bool(model.effective_weight(name)[~mask].any()) for name, mask in model.masks.items())

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from cases import pruned_case
 from prune_in_processes import masks
+from test_topology import METHODS
 
 SCRIPT = Path(__file__).with_name("prune_in_processes.py")
 
@@ -38,3 +40,12 @@ def test_sharing_the_batches_keeps_what_one_process_keeps(criterion: str, result
 
 def test_processes_with_different_models_are_told(results: list[dict[str, Any]]) -> None:
     assert all("the processes hold different weights" in result["different"] for result in results)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_move_alike_in_all_processes(method: str, results: list[dict[str, Any]]) -> None:
+    first, second = (result["trained"][method] for result in results)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    start = pruned_case("mlp").masks
+    assert any(not torch.equal(first[f"{name}_mask"], mask) for name, mask in start.items())
+    assert sum(int(first[f"{name}_mask"].sum()) for name in start) == start.kept

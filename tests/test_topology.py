@@ -516,6 +516,21 @@ def test_tickets_keep_the_largest_trained_weights() -> None:
     assert kept.min() >= cut.max()
 
 
+def test_what_was_removed_stays_removed_even_beside_weights_of_zero() -> None:
+    model = pruned_case("mlp", density=0.5)
+    masks = {name: mask.clone() for name, mask in model.masks.items()}
+
+    def train(model: PrunedModel, callbacks: Sequence[Callback]) -> Any:
+        history = fit(model, VECTORS, CONFIG, callbacks)
+        with torch.no_grad():
+            for name in model.masks:
+                model.get_parameter(name).zero_()
+        return history
+
+    (ticket,) = tickets(model, train, [0.8])
+    assert all(not (mask & ~masks[name]).any() for name, mask in ticket.masks.items())
+
+
 def test_tickets_of_derived_weights() -> None:
     model = pruned_case("standardised", density=1.0)
     train = Trainer(images(2, 6, 6, classes=3))
