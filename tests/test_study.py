@@ -251,9 +251,10 @@ def test_results_of_another_setting_are_refused(setting: Setting, path: Path, tm
     assert Setting.read(tmp_path / "small.toml").digest != setting.digest
 
 
-def test_several_at_a_time_and_a_kill(path: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_kill_and_on_again_several_at_a_time(path: Path, tmp_path: Path) -> None:
     """From the command line, which is killed in the middle and goes on."""
-    command = [sys.executable, "-m", "fxprune", "study", "initialisation", path, "-o", tmp_path / "out", "--jobs", "2"]
+    command = [sys.executable, "-m", "fxprune", "study", "initialisation", path, "-o", tmp_path / "out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
     file = tmp_path / "out" / "rows.jsonl"
@@ -266,7 +267,7 @@ def test_several_at_a_time_and_a_kill(path: Path, tmp_path: Path) -> None:
     process.wait()
     done = len(read_rows([file], ROWS))
     assert 2 <= done < 24
-    again = subprocess.run(command, capture_output=True, text=True, env=environment)
+    again = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
     rows = read_rows([file], ROWS)
     assert len({row["experiment"] for row in rows}) == len(rows) == 24  # 3 methods, 4 initialisations, 2 seeds
