@@ -199,6 +199,10 @@ def train(
     schedule: Annotated[str, typer.Option(help="cosine, step or constant.")] = "cosine",
     precision: Annotated[str, typer.Option(help="float32, or bf16 for products in bfloat16.")] = "float32",
     data: Annotated[Optional[str], typer.Option(help="Data spec; what it was pruned on by default.")] = None,  # noqa: UP045
+    topology: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Let the masks move: set, rigl, deep-r or dsr, at its paper's settings."),
+    ] = None,
     log: Annotated[Optional[Path], typer.Option(help="CSV file for a table of the epochs.")] = None,  # noqa: UP045
     tensorboard: Annotated[
         Optional[Path],  # noqa: UP045
@@ -218,6 +222,7 @@ def train(
     """
     from fxprune import distributed
     from fxprune.stages import train_stage
+    from fxprune.topology import make
     from fxprune.training import Callback, EachEpoch, Epoch, TrainConfig
     from fxprune.training.logs import CsvLog, TensorBoard
 
@@ -238,7 +243,7 @@ def train(
             f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s"
         )
 
-    callbacks: list[Callback] = [EachEpoch(tell)]
+    callbacks: list[Callback] = [EachEpoch(tell), *([make(topology, seed)] if topology else [])]
     if distributed.rank() == 0:
         callbacks += [CsvLog(log)] if log else []
         callbacks += [TensorBoard(tensorboard)] if tensorboard else []

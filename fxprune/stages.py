@@ -32,6 +32,7 @@ from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
+from fxprune.topology import Movement, make
 from fxprune.training import Callback, EachEpoch, Epoch, Run, TrainConfig, TrainingState, evaluate, fit
 from fxprune.zoo import ModelSpec
 
@@ -362,14 +363,29 @@ class Recipe:
     Attributes:
         job: tables ``[model]``, ``[data]`` and ``[prune]``.
         train: table ``[train]``.
+        topology: table ``[topology]``: the ``method`` that moves the masks while training, and its settings; None
+            for masks that stay.
         dense_baseline: whether to train the unpruned network too, from the same initialisation.
         output: folder for everything.
     """
 
     job: PruneJob
     train: TrainConfig = field(default_factory=TrainConfig)
+    topology: Mapping[str, Any] | None = None
     dense_baseline: bool = False
     output: Path = Path("out")
+
+    @property
+    def movement(self) -> list[Movement]:
+        """The callback that moves the masks, if one does.
+
+        Raises:
+            TopologyError: there is no such method or setting.
+        """
+        if self.topology is None:
+            return []
+        settings = {name: value for name, value in self.topology.items() if name != "method"}
+        return [make(str(self.topology.get("method")), **{"seed": self.job.seed, **settings})]
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -385,7 +401,7 @@ class Recipe:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError(f"{path}: expected a recipe in TOML, got {error}") from error
         known = {"model": ("name", "input", "num_classes", "kwargs"), "data": ("name",), "train": None,
-                 "prune": None, "run": ("dense_baseline", "output")}  # fmt: skip
+                 "prune": None, "topology": None, "run": ("dense_baseline", "output")}  # fmt: skip
         _only(path, "tables", tables, known)
         for name, entries in known.items():
             table = tables.setdefault(name, {})
@@ -410,7 +426,10 @@ class Recipe:
             **prune_settings,
         )
         run_table = tables["run"]
-        return cls(job, train, bool(run_table.get("dense_baseline")), Path(run_table.get("output", "out")))
+        dense, output = bool(run_table.get("dense_baseline")), Path(run_table.get("output", "out"))
+        recipe = cls(job, train, tables["topology"] or None, dense, output)
+        recipe.movement  # noqa: B018  mistakes are told before anything is done
+        return recipe
 
 
 def _only(path: Path, where: str, given: Mapping[str, Any], known: Any) -> None:
@@ -482,7 +501,7 @@ def run(
     images = data_sets.load(job.data, read_manifest(folder).input_shape or ())
     untrained = evaluate(pruned, images)
     say(f"training the pruned network, {recipe.train.epochs} epochs")
-    history = train_stage(folder, recipe.train, [EachEpoch(tell)], model=job.spec)
+    history = train_stage(folder, recipe.train, [EachEpoch(tell), *recipe.movement], model=job.spec)
     dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
     say("exporting and verifying")
     verification = export_stage(folder, model=job.spec)

@@ -27,6 +27,7 @@ from fxprune.data import ImageData
 from fxprune.errors import CheckpointError, ResumeError, TrainError
 from fxprune.files import replacing
 from fxprune.stages import train_stage
+from fxprune.topology import make
 from fxprune.training import Callback, Run, TrainConfig, TrainingState, fit
 from fxprune.training.logs import CsvLog
 from fxprune.zoo import ModelSpec
@@ -327,3 +328,19 @@ def test_torchrun_prunes_and_trains(net: str, tmp_path: Path) -> None:
     history = json.loads(said.stdout)
     assert len(history) == 4
     assert history[-1]["test_accuracy"] > 0.6
+
+
+def test_masks_that_move_go_on_from_a_checkpoint(net: str, tmp_path: Path) -> None:
+    """The command line's own topologies: interrupted, refused without them, and to the same end with them."""
+    spec, config = ModelSpec(net), TrainConfig(epochs=3, batch_size=64)
+    for folder in ("whole", "stopped"):
+        prepared(net, tmp_path / folder)
+    train_stage(tmp_path / "whole", config, [make("set")], model=spec)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(tmp_path / "stopped", config, [make("set"), Stop()], model=spec)
+    for other in ([], [make("rigl")], [make("set", share=0.1)]):
+        with pytest.raises(ResumeError, match="settings of the run that was interrupted"):
+            train_stage(tmp_path / "stopped", config, other, model=spec)
+    train_stage(tmp_path / "stopped", config, [make("set")], model=spec)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

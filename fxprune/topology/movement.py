@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,10 @@ class Movement(Callback):
             )
         self._model = run.model
         self._parameters = _movable(run.model)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Those of the method."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     def _stream(self, run: Run, weight: str) -> torch.Generator:
         """The random numbers of one weight in one step."""
