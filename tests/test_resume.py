@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from fxprune.checkpoint import read_manifest, read_training
 from fxprune.data import ImageData
 from fxprune.errors import CheckpointError, ResumeError, TrainError
 from fxprune.files import replacing
-from fxprune.stages import train_stage
+from fxprune.stages import PruneJob, prune_stage, train_stage
 from fxprune.topology import make
 from fxprune.training import Callback, Run, TrainConfig, TrainingState, fit
 from fxprune.training.logs import CsvLog
@@ -202,10 +203,17 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{file}:make_net"
 
 
-def prepared(net: str, folder: Path, *more: str) -> None:
-    arguments = ["--input", "1x8x8", "--sparsity", "0.8", "--data", "digits", "-o", folder, *more]
-    command = [*COMMAND, "prune", net, *arguments]
-    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+@pytest.fixture(scope="module")
+def fresh(net: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is not trained yet."""
+    folder = tmp_path_factory.mktemp("fresh") / "out"
+    job = PruneJob(ModelSpec(net, (1, 8, 8)), "digits", 0.8, score_batch=50)
+    prune_stage(job, folder)
+    return folder
+
+
+def prepared(fresh: Path, folder: Path) -> None:
+    shutil.copytree(fresh, folder)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -218,11 +226,12 @@ class Stop(Callback):
             raise KeyboardInterrupt
 
 
-def test_kill_9_and_on_again(net: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_kill_9_and_on_again(net: str, fresh: Path, tmp_path: Path) -> None:
     """A real kill, and what else the checkpoint promises, on the way."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    prepared(net, whole)
-    prepared(net, killed)
+    prepared(fresh, whole)
+    prepared(fresh, killed)
     assert weights(whole).keys() == weights(killed).keys()
     train = ["--model", net, "--epochs", "6", "--batch-size", "32"]
     subprocess.run([*COMMAND, "train", whole, *train], check=True, capture_output=True, env=ENVIRONMENT)
@@ -240,12 +249,8 @@ def test_kill_9_and_on_again(net: str, tmp_path: Path) -> None:
     assert 2 <= done < 6
 
     # other settings are refused, and say what to do
-    wrong = subprocess.run(
-        [*COMMAND, "train", killed, "--model", net, "--epochs", "7"], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert "in the middle of a training" in wrong.stderr
-    assert "--fresh" in wrong.stderr
+    with pytest.raises(ResumeError, match="in the middle of a training: .* --fresh trains on"):
+        train_stage(killed, TrainConfig(epochs=7, batch_size=32), model=ModelSpec(net))
 
     again = subprocess.run([*COMMAND, "train", killed, *train, "--json"], capture_output=True, env=ENVIRONMENT)
     assert again.returncode == 0, again.stderr
@@ -259,8 +264,8 @@ def test_kill_9_and_on_again(net: str, tmp_path: Path) -> None:
     assert sorted(file.name.partition("-")[0] for file in killed.iterdir()) == ["fxprune.json", "weights"]
 
 
-def test_fresh_begins_anew(net: str, tmp_path: Path) -> None:
-    prepared(net, tmp_path / "out")
+def test_fresh_begins_anew(net: str, fresh: Path, tmp_path: Path) -> None:
+    prepared(fresh, tmp_path / "out")
     config, spec = TrainConfig(epochs=3, batch_size=64), ModelSpec(net)
     with pytest.raises(KeyboardInterrupt):
         train_stage(tmp_path / "out", config, [Stop()], model=spec)
@@ -275,9 +280,9 @@ def test_fresh_begins_anew(net: str, tmp_path: Path) -> None:
     assert [epoch["epoch"] for epoch in read_manifest(tmp_path / "out").notes["training"]] == [1, 1, 2]
 
 
-def test_a_damaged_state_is_refused(net: str, tmp_path: Path) -> None:
+def test_a_damaged_state_is_refused(net: str, fresh: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    prepared(net, folder)
+    prepared(fresh, folder)
     with pytest.raises(KeyboardInterrupt):
         train_stage(folder, TrainConfig(epochs=3, batch_size=64), [Stop()], model=ModelSpec(net))
     (file,) = folder.glob("training-*.safetensors")
@@ -290,8 +295,8 @@ def test_a_damaged_state_is_refused(net: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", ["weights.txt", ["../x.safetensors", "0"], ["weights-0.safetensors"], [1, 2]])
-def test_a_forged_name_is_refused(net: str, tmp_path: Path, training: Any) -> None:
-    prepared(net, tmp_path / "out")
+def test_a_forged_name_is_refused(fresh: Path, tmp_path: Path, training: Any) -> None:
+    prepared(fresh, tmp_path / "out")
     manifest = tmp_path / "out" / "fxprune.json"
     values = json.loads(manifest.read_text())
     with replacing(manifest) as temporary:
@@ -303,10 +308,11 @@ def test_a_forged_name_is_refused(net: str, tmp_path: Path, training: Any) -> No
 # --- several processes
 
 
-def test_torchrun_prunes_and_trains(net: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_torchrun_prunes_and_trains(net: str, fresh: Path, tmp_path: Path) -> None:
     """Two processes keep what one keeps, write once, speak once, and learn."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    prepared(net, alone, "--score-batch", "50")
+    prepared(fresh, alone)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fxprune"]
 
     def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -330,11 +336,11 @@ def test_torchrun_prunes_and_trains(net: str, tmp_path: Path) -> None:
     assert history[-1]["test_accuracy"] > 0.6
 
 
-def test_masks_that_move_go_on_from_a_checkpoint(net: str, tmp_path: Path) -> None:
+def test_masks_that_move_go_on_from_a_checkpoint(net: str, fresh: Path, tmp_path: Path) -> None:
     """The command line's own topologies: interrupted, refused without them, and to the same end with them."""
     spec, config = ModelSpec(net), TrainConfig(epochs=3, batch_size=64)
     for folder in ("whole", "stopped"):
-        prepared(net, tmp_path / folder)
+        prepared(fresh, tmp_path / folder)
     train_stage(tmp_path / "whole", config, [make("set")], model=spec)
     with pytest.raises(KeyboardInterrupt):
         train_stage(tmp_path / "stopped", config, [make("set"), Stop()], model=spec)
