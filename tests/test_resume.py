@@ -249,7 +249,7 @@ def test_kill_9_and_on_again(net: str, fresh: Path, tmp_path: Path) -> None:
     assert 2 <= done < 6
 
     # other settings are refused, and say what to do
-    with pytest.raises(ResumeError, match="in the middle of a training: .* --fresh trains on"):
+    with pytest.raises(ResumeError, match=r"in the middle of a training: .* --fresh trains on"):
         train_stage(killed, TrainConfig(epochs=7, batch_size=32), model=ModelSpec(net))
 
     again = subprocess.run([*COMMAND, "train", killed, *train, "--json"], capture_output=True, env=ENVIRONMENT)

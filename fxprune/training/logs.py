@@ -46,7 +46,9 @@ class TensorBoard(Callback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise TrainError("expected tensorboard, which is not installed: pip install fxprune[tensorboard]") from error
+            raise TrainError(
+                "expected tensorboard, which is not installed: pip install fxprune[tensorboard]"
+            ) from error
         self._writer = SummaryWriter(folder)
 
     def after_epoch(self, run: Run) -> None:
