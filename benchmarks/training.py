@@ -4,8 +4,8 @@
     python benchmarks/training.py --case resnet20 --json training.json
 
 A step is the forward pass, the backward pass and one of SGD with momentum, at 90% sparsity. Three networks with
-the same weights take turns, step by step, on the same images: the eager module as its author wrote it, the captured
-graphs with masks, and the captured graphs without. The median of each is told.
+the same weights take turns, step by step, on the same images: the eager module as its author wrote it, the
+captured graphs with masks, and the captured graphs without. The median of each is told.
 """
 
 from __future__ import annotations

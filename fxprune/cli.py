@@ -409,6 +409,13 @@ def compat_run(
         Optional[float],  # noqa: UP045
         typer.Option(min=0.1, help="GiB that one model may hold; by default 80% of what is free, for each job."),
     ] = None,
+    image: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=8,
+            help="Largest side of images beyond the stage capture, where models take that; their own by default.",
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Try models one by one, each in a process of its own, and write down how far each gets."""
@@ -429,6 +436,7 @@ def compat_run(
             memory=limits.memory,
             threads=threads(jobs),
             seed=seed,
+            image=image,
         )
         tally = Tally(stage)
         for row in track(run(examine, tasks, limits, jobs=jobs), tally.__str__, len(tasks)):

@@ -38,6 +38,7 @@ class Task:
         seed: of its weights, its inputs, and whatever is drawn.
         memory: bytes that the process may hold.
         threads: of torch.
+        image: largest side of images beyond the stage capture; None for the model's own.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Task:
     seed: int = 0
     memory: int = 16 * GIB
     threads: int = 1
+    image: int | None = None
 
 
 class Journal:

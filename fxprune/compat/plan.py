@@ -60,6 +60,7 @@ def plan(
     memory: int,
     threads: int = 1,
     seed: int = 0,
+    image: int | None = None,
 ) -> list[Task]:
     """The tasks that are left to do, the smallest models first as far as `rows` say how large they are.
 
@@ -71,6 +72,7 @@ def plan(
         memory: bytes for each.
         threads: of torch, for each.
         seed: of weights and inputs.
+        image: largest side of images beyond the stage capture; None for each model's own.
 
     Raises:
         CompatError: there is no such stage.
@@ -86,7 +88,7 @@ def plan(
         names = [n for n in names if key(_header(n, stage)) not in done]
     sizes = {row["model"]: row["capture"]["parameters"] for row in rows if "parameters" in row.get("capture", {})}
     ordered = sorted(names, key=lambda name: sizes.get(name, 0))
-    return [Task(name, chosen, seed, memory, threads) for name in ordered]
+    return [Task(name, chosen, seed, memory, threads, image) for name in ordered]
 
 
 def _header(model: str, stage: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune import CapturedModel, PrunedModel, Weights, capture, export_onnx, find_weights, prune, zoo
+from fxprune import CapturedModel, PrunedModel, Weights, capture, criteria, export_onnx, find_weights, prune, zoo
 from fxprune.compat.child import GIB, Journal, Task
 from fxprune.errors import CompatError
 from fxprune.examples import Example, example
 from fxprune.masks import kept_count
 from fxprune.program import Program
+from fxprune.scoring import Scoring
 
 SPARSITY = 0.9
 TEMPERATURE = 200.0
@@ -123,7 +125,7 @@ def _capture(task: Task, journal: Journal) -> Subject:
         if too_large:
             raise
         journal.note(not_on_meta=" ".join(str(error).split())[:200])
-    subject = subject or _captured(*_build(task, "cpu"), "cpu")
+    subject = subject or _with_values(task, journal)
     regions = subject.captured.regions.values()
     nodes = Counter[str]()
     for region in regions:
@@ -143,10 +145,21 @@ def _capture(task: Task, journal: Journal) -> Subject:
     return subject
 
 
-def _build(task: Task, device: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _with_values(task: Task, journal: Journal) -> Subject:
+    """Capture a model on the CPU: for the images asked for, if it takes them, else for those of its own size."""
+    module, shape = _build(task, "cpu")
+    if task.image and len(shape) == 3 and max(shape[1:]) > task.image:
+        try:
+            return _captured(*_build(task, "cpu", (shape[0], task.image, task.image)), "cpu")
+        except Exception as error:  # a model's own code finds out, in any way
+            journal.note(own_size=" ".join(str(error).split())[:200])
+    return _captured(module, shape, "cpu")
+
+
+def _build(task: Task, device: str, shape: tuple[int, ...] | None = None) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(task.seed)
     with torch.device(device):
-        return zoo.build(zoo.ModelSpec(task.model))
+        return zoo.build(zoo.ModelSpec(task.model, shape))
 
 
 def _captured(module: nn.Module, shape: tuple[int, ...], device: str) -> Subject:
@@ -190,8 +203,9 @@ def _prune(task: Task, subject: Subject, journal: Journal) -> PrunedModel:
 
     batch = (subject.example.inputs, subject.example.targets)
     options: dict[str, Any] = {"loss_fn": any_output, "seed": task.seed, "memory": task.memory // 2}
-    plain = prune(subject.captured, data=[batch], sparsity=SPARSITY, live=False, floor=0.0, **options)
-    pruned = prune(subject.captured, data=[batch], sparsity=SPARSITY, **options)
+    options |= {"data": [batch], "sparsity": SPARSITY, "criterion": _Once()}
+    plain = prune(subject.captured, live=False, floor=0.0, **options)
+    pruned = prune(subject.captured, **options)
     record, masks = pruned.record, pruned.masks
     assert plain.record is not None
     assert record is not None
@@ -219,6 +233,21 @@ def _prune(task: Task, subject: Subject, journal: Journal) -> PrunedModel:
     _compare(task, _without(subject.captured, pruned, left_out), subject, checks, journal, "masked")
     checks.verdict()
     return pruned
+
+
+class _Once:
+    """GraSP, which is computed once for a model of which the live point changes nothing."""
+
+    __name__ = "grasp"
+
+    def __init__(self) -> None:
+        self._plain: Mapping[str, Tensor] = {}
+
+    def __call__(self, scoring: Scoring) -> Mapping[str, Tensor]:
+        if scoring.changes:
+            return criteria.get("grasp").score(scoring)
+        self._plain = self._plain or criteria.get("grasp").score(scoring)
+        return self._plain
 
 
 def _discovery(module: nn.Module, weights: Weights) -> dict[str, Any]:
