@@ -152,7 +152,7 @@ def measure(name: str, sparsity: float, repeats: int, folder: Path) -> list[Row]
     for file, size in (
         ("gzip -6 of dense", gzip_bytes(paths["dense"])),
         ("zstd -3 of dense", zstd_bytes(paths["dense"])),
-        ("zstd -19 of dense", zstd_bytes(paths["dense"], 19)),
+        ("zstd -19 of dense", zstd_bytes(paths["dense"], level=19)),
         ("entropy bound", round(bounds[32])),
         ("entropy bound, fp16", round(bounds[16])),
     ):
@@ -216,7 +216,8 @@ def main() -> None:
             rows += measure(name, sparsity, options.repeats, Path(folder))
         if options.json:  # after each, since they take a while
             record = {
-                "command": " ".join(["python", *sys.argv]),
+                "command": f"python benchmarks/encoding.py --model {' '.join(options.model)} "
+                f"--sparsity {' '.join(map(str, options.sparsity))} --repeats {options.repeats}",
                 "versions": versions(),
                 "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": 1},
                 "rows": rows,
