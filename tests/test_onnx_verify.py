@@ -15,6 +15,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ExportError, VerificationError
+from fxprune.onnx import outputs
 from fxprune.onnx.verify import BATCHES, Check, Verification, verify_onnx
 
 OUTPUTS = ("outputs", "outputs unoptimised")
@@ -203,6 +204,44 @@ def test_a_fault_is_found(pruned: fxprune.PrunedModel, whole: Path, tmp_path: Pa
     assert json.loads(json.dumps(result.to_json()))["passed"] is False
     with pytest.raises(VerificationError, match=f"is not kept: {wanted[0]}: "):
         result.require()
+
+
+@pytest.mark.parametrize("encoding", ["dense", "gaps"])
+def test_a_tied_weight_that_is_stored_twice(tmp_path: Path, encoding: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(24, 24), nn.Linear(24, 24)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    pruned = pruned_net(Tied(), 24)
+    path = tmp_path / "net.onnx"
+    fxprune.export_onnx(pruned, path, encoding=encoding)
+    model = onnx.load(path)
+    users = [n for n in model.graph.node if "first.weight" in n.input]
+    copy = numpy_helper.from_array(pruned.effective_weight("first.weight").numpy(), "again")
+    model.graph.initializer.append(copy)
+    if len(users) == 1:  # one transposition that both products use
+        model.graph.node.append(helper.make_node("Identity", ["again"], ["unused"]))
+    else:
+        users[-1].input[list(users[-1].input).index("first.weight")] = "again"
+    onnx.save(model, path)
+    assert failed(verify_onnx(path, pruned)) == ["duplicates"]
+
+
+def test_other_best_classes_are_told_apart_from_ties() -> None:
+    want = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.999_99], [0.2, 0.1, 0.0]], np.float32)
+    tied, wrong = want.copy(), want.copy()
+    tied[1] = [0.0, 0.999_99, 1.0]
+    wrong[0] = [0.0, 1.0, 0.5]
+    share, check = outputs._agreement([([want], [tied])], 1e-4, "images")
+    assert (share, check.passed) == (2 / 3, True)
+    assert check.detail == "the same class for 2 of 3 images, 1 by a hair"
+    share, check = outputs._agreement([([want], [wrong])], 1e-4, "images")
+    assert (share, check.passed) == (2 / 3, False)
 
 
 @pytest.mark.parametrize("break_it", [transpose, drop_weight])

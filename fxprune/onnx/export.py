@@ -69,7 +69,7 @@ def export_onnx(
         values: ``"fp32"``: non-zeros as the model has them; ``"fp16"``: rounded to float16, which halves the
             file. What is computed stays as precise as the model.
         inline: write decoders out for each weight instead of calling functions, for runtimes that do not
-            take functions inside a file (OpenVINO); some kilobytes a weight, and a graph that is hard to read.
+            take functions inside a file (OpenVINO); about a kilobyte a weight, and a graph hard to read.
         opset: version of ONNX's standard operators, 18 or later.
         tolerance: largest difference between ONNX Runtime and PyTorch, relative to the largest output;
             by default 1e-4, and 1e-2 for a model in half precision, whose sums round that much.

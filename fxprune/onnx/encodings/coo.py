@@ -9,8 +9,8 @@ class Coo:
     """A ``sparse_initializer`` with flat INT64 coordinates, as onnx's checker demands: 8 bytes a position.
 
     ONNX Runtime makes it dense when it loads it. onnx's shape inference, its reference evaluator and
-    OpenVINO do not take it where an operator wants a tensor, hence ``auto`` leaves it out; it would be
-    the smallest for weights of a few dozen non-zeros only, by some bytes.
+    OpenVINO do not take it where an operator wants a tensor, hence ``auto`` leaves it out. It would be the
+    smallest only for weights of fewer than about 30 non-zeros, by some 200 bytes and what a decoder takes.
     """
 
     name = "coo"

@@ -64,7 +64,7 @@ class PackedGaps:
     Each entry of the list adds 16 to a step, and stands for it by its own steps through the list of steps
     (patched frame of reference: Zukowski et al., Super-Scalar RAM-CPU Cache Compression, ICDE 2006). The
     low halves of the bytes are the first steps, the high halves the others; what a shift would drop is
-    masked before, since OpenVINO divides instead, and rounds. The smallest from about 76%
+    masked before, as in `Bitmask`. The smallest from about 76%
     to 93% sparsity.
     """
 

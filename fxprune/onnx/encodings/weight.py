@@ -136,8 +136,8 @@ def cast(weight: SparseWeight, stored: str, to: str) -> tuple[NodeProto, ...]:
 def decoded(function: str, weight: SparseWeight, values: TensorProto, *places: TensorProto) -> Encoded:
     """Stored tensors and a call of the decoder that makes the weight of them.
 
-    Values of another type are cast before: a cast inside, which mostly did nothing, would copy them all,
-    a sixth of the time that ONNX Runtime takes to decode.
+    Values of another type are cast before: a cast inside the decoder, which mostly did nothing, would still
+    cost ONNX Runtime a copy of them all when a session opens.
     """
     from onnx import helper
 
