@@ -434,6 +434,39 @@ def test_a_model_goes_through_all_stages(notes: Notes) -> None:
     json.dumps(notes.facts, allow_nan=False)
 
 
+@pytest.mark.parametrize(("name", "inputs"), [("test_resnet", "2x3x64x64"), ("test_vit", "2x3x64x64")])
+def test_smaller_images_where_a_model_takes_them(notes: Notes, name: str, inputs: str) -> None:
+    stages.examine(Task(f"timm:{name}", "prune", image=64), notes)
+    assert notes.facts["capture"]["inputs"] == [inputs]
+    assert notes.facts["prune"]["masked"]["varies"]
+
+
+def test_its_own_size_where_it_does_not(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = stages.zoo.build
+
+    def picky(spec: ModelSpec) -> Any:
+        if spec.input_shape is not None:
+            raise AssertionError("sides must be multiples of 160")
+        return build(spec)
+
+    monkeypatch.setattr(stages.zoo, "build", picky)
+    stages.examine(Task("timm:test_resnet", "prune", image=64), notes)
+    assert notes.facts["capture"]["inputs"] == ["2x3x160x160"]
+    assert notes.facts["capture"]["own_size"] == "sides must be multiples of 160"
+
+
+@pytest.mark.parametrize(("name", "scored"), [("test_resnet", 2), ("test_vit", 1)])
+def test_a_score_is_computed_once_where_the_live_point_changes_nothing(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, name: str, scored: int
+) -> None:
+    calls = []
+    get = stages.criteria.get
+    counting = type("Counting", (), {"score": lambda _, scoring: calls.append(1) or get("grasp").score(scoring)})()
+    monkeypatch.setattr(stages.criteria, "get", lambda wanted: counting if wanted == "grasp" else get(wanted))
+    stages.examine(Task(f"timm:{name}", "prune", image=64), notes)
+    assert len(calls) == scored
+
+
 def test_what_does_not_fit_is_captured_without_values(notes: Notes) -> None:
     stages.examine(Task("timm:test_vit", "onnx", memory=10**6), notes)
     assert list(notes.facts) == ["capture"]
