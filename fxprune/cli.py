@@ -154,6 +154,12 @@ def prune(
         typer.Option(help="Score images at a time; as many as hold a million pixels by default."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Divides the logits in the score's loss.")] = 200.0,
+    memory: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            min=0, help="GiB that GraSP may use to be fast, 0 for the least; 60% of what is free by default."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     force: Force = False,
@@ -181,6 +187,7 @@ def prune(
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
         sanity=sanity,
+        memory=memory,
         seed=seed,
         device=device,
     )

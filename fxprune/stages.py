@@ -62,6 +62,7 @@ class PruneJob:
         data: data spec, see `fxprune.data.load`; None for criteria that need none.
         per_class: score images of each class.
         score_batch: score images at a time; by default as many as hold a million pixels.
+        memory: GiB that GraSP may use to be fast; 0 asks for as little as possible, None for 60% of what is free.
         device: where to score.
     """
 
@@ -80,6 +81,7 @@ class PruneJob:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     sanity: str | None = None
+    memory: float | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -123,6 +125,7 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
         include=job.include,
         exclude=job.exclude,
         sanity=job.sanity,  # type: ignore[arg-type]
+        memory=None if job.memory is None else int(job.memory * 2**30),
         seed=job.seed,
     ).cpu()
     score = {"per_class": job.per_class, "score_batch": job.score_batch}
@@ -409,7 +412,7 @@ class Recipe:
                 raise RecipeError(f"{path}: expected a table [{name}], got {table!r}")
             if entries:
                 _only(path, f"[{name}]", table, entries)
-        settings = {f.name for f in fields(PruneJob)} - {"model", "data", "device"}
+        settings = {f.name for f in fields(PruneJob)} - {"model", "data", "device", "memory"}
         _only(path, "[prune]", tables["prune"], sorted(settings))
         for table, entry in (("model", "name"), ("prune", "sparsity")):
             if entry not in tables[table]:

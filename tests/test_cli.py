@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fxprune import cli
+from fxprune import cli, stages
 from fxprune.pipeline import DEFAULT_FLOOR
 from fxprune.stages import PruneJob
 from fxprune.zoo import ModelSpec
@@ -264,6 +264,22 @@ def test_the_same_seed_gives_the_same_bytes(run, net: str, tmp_path: Path) -> No
         return str(json.loads((tmp_path / folder / "fxprune.json").read_text())["sha256"])
 
     assert digest("a", "1") == digest("b", "1") != digest("c", "2")
+
+
+def test_memory_is_told_in_gib(run, net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def noting(*arguments: object, **options: object) -> object:
+        told.append(options["memory"])
+        return prune(*arguments, **options)
+
+    prune = stages.prune
+    monkeypatch.setattr(stages, "prune", noting)
+    for memory in ([], ["--memory", "0"], ["--memory", "0.5"]):
+        arguments = ["--input", "1x8x8", "--sparsity", "0.8", "--data", "digits", *memory]
+        code, _, err = run("prune", net, *arguments, "-o", str(tmp_path / "out"), "--force")
+        assert code == 0, err
+    assert told == [None, 0, 2**29]
 
 
 def test_models_lists_names_and_fails_where_nothing_matches(run) -> None:

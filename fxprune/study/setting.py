@@ -25,7 +25,7 @@ _TABLES = {
     "data": {"name", "limit", "test_limit"},
     "networks": None,
     "train": None,
-    "grid": {"sparsities", "seeds", "per_class", "per_classes", "few_sparsities"},
+    "grid": {"methods", "sparsities", "seeds", "per_class", "per_classes", "few_sparsities"},
     "topology": None,
     "tickets": {"rewind", "rate"},
     "kernel": {"per_class", "lr", "steps"},
@@ -57,6 +57,7 @@ class Setting:
         limit: at most so many training images; None for all.
         test_limit: images that are tested after each epoch, all being tested after the last; None for all.
         networks: by name.
+        methods: those that the study of the accuracy compares; none stands for all.
         sparsities: at which networks are compared, ascending.
         few_sparsities: a part of these, for the studies that vary something else.
         seeds: each draws another initialisation, other score images and another order of training.
@@ -74,6 +75,7 @@ class Setting:
     limit: int | None
     test_limit: int | None
     networks: Mapping[str, Network]
+    methods: tuple[str, ...]
     sparsities: tuple[float, ...]
     few_sparsities: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -143,6 +145,7 @@ def _setting(path: Path, tables: dict[str, Any]) -> Setting:
         data.get("limit"),
         data.get("test_limit"),
         networks,
+        tuple(grid.get("methods", ())),
         sparsities,
         few,
         tuple(int(seed) for seed in grid["seeds"]),

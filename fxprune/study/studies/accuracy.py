@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _experiments(setting: Setting, networks: Sequence[str]) -> list[Experiment]:
-    return experiments(networks, list(METHODS), setting.sparsities, setting.seeds)
+    return experiments(networks, setting.methods or list(METHODS), setting.sparsities, setting.seeds)
 
 
 def _numbers(setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
