@@ -362,6 +362,9 @@ def test_claims_hold_or_do_not() -> None:
     assert line + "90.0 ± 1.0, snip 80.0 ± 1.0 | holds |" in claims_page(numbers(0.9, 0.8))
     assert line + "81.0 ± 1.0, snip 80.0 ± 1.0 | **does not hold** |" in claims_page(numbers(0.81, 0.8))
     assert claims_page({}) == ""
+    alone = numbers(0.9, 0.8)
+    alone["accuracy"]["networks"]["net"]["methods"]["snip"]["0.98"]["seeds"] = 1
+    assert claims_page(alone) == ""
 
 
 def test_spread() -> None:

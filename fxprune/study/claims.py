@@ -33,7 +33,7 @@ def claims_page(numbers: Numbers) -> str:
     """A table: claim, what was measured here, holds or not; empty if nothing was measured for any of them.
 
     Means over seeds are compared; a difference that is smaller than the sum of the two standard deviations is
-    told as none.
+    told as none, and a single seed, which has no deviation, tells nothing.
     """
     lines = [
         [claim.text, finding.measured, "holds" if finding.holds else "**does not hold**"]
@@ -61,6 +61,10 @@ def _spread(cell: Mapping[str, Any]) -> Spread:
     return Spread(cell["mean"], cell["std"], cell["seeds"])
 
 
+def _several(*spreads: Spread) -> bool:
+    return all(spread.count > 1 for spread in spreads)
+
+
 def _above(one: Spread, other: Spread) -> bool:
     return one.mean - other.mean > one.deviation + other.deviation
 
@@ -70,8 +74,10 @@ def _against(rival: str, *, extreme: bool) -> Callable[[Numbers], Iterator[Findi
 
     def findings(numbers: Numbers) -> Iterator[Finding]:
         for network, sparsity, by in _accuracies(numbers):
-            if "grasp" in by and rival in by and (sparsity >= EXTREME) == extreme:
-                grasp, other = by["grasp"], by[rival]
+            if not {"grasp", rival} <= set(by) or (sparsity >= EXTREME) != extreme:
+                continue
+            grasp, other = by["grasp"], by[rival]
+            if _several(grasp, other):
                 words = f"{network}, {sparsity:.1%}: GraSP {grasp.percent()}, {rival} {other.percent()}"
                 yield Finding(words, _above(grasp, other) if extreme else not _above(other, grasp))
 
@@ -85,6 +91,8 @@ def _flow(rival: str) -> Callable[[Numbers], Iterator[Finding]]:
             for (method, sparsity), grasp in by.items():
                 if method == "grasp" and (rival, sparsity) in by:
                     other = by[rival, sparsity]
+                    if not _several(grasp, other):
+                        continue
                     words = f"{network}, {sparsity:.1%}: GraSP {grasp.number()}, {rival} {other.number()}"
                     yield Finding(words, _above(grasp, other))
 
@@ -100,6 +108,8 @@ def _varied(study: str) -> Callable[[Numbers], Iterator[Finding]]:
             if cell["method"] == "grasp":
                 by.setdefault((cell["network"], cell["sparsity"]), {})[cell["varied"]] = _spread(cell["accuracy"])
         for (network, sparsity), cells in by.items():
+            if len(cells) < 2 or not _several(*cells.values()):
+                continue
             low, high = (pick(cells, key=lambda name: cells[name].mean) for pick in (min, max))
             words = f"{network}, {sparsity:.1%}: {high} {cells[high].percent()}, {low} {cells[low].percent()}"
             yield Finding(words, not _above(cells[high], cells[low]))
@@ -113,7 +123,7 @@ def _shuffled(numbers: Numbers) -> Iterator[Finding]:
         if cell["method"] == "grasp":
             by.setdefault((cell["network"], cell["sparsity"]), {})[cell["varied"]] = _spread(cell["accuracy"])
     for (network, sparsity), cells in by.items():
-        if {"as scored", "shuffle"} <= set(cells):
+        if {"as scored", "shuffle"} <= set(cells) and _several(cells["as scored"], cells["shuffle"]):
             scored, shuffled = cells["as scored"], cells["shuffle"]
             words = f"{network}, {sparsity:.1%}: as scored {scored.percent()}, shuffled {shuffled.percent()}"
             yield Finding(words, not _above(scored, shuffled))
@@ -129,6 +139,8 @@ def _predicts(numbers: Numbers) -> Iterator[Finding]:
                 name: (_spread(found["predicted_decrease"]), _spread(found["real_decrease"]))
                 for name, found in (("GraSP", cell), ("SNIP", other))
             }
+            if not _several(*(real for _, real in pairs.values())):
+                continue
             words = "; ".join(
                 f"{name} predicted {one.number()}, real {two.number()}" for name, (one, two) in pairs.items()
             )

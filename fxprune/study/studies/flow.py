@@ -95,9 +95,7 @@ def _plot(numbers: dict[str, Any]) -> Figure:
         for sparsity in sparsities[:: max(1, len(sparsities) - 1)]:  # the lowest and the highest
             panels[f"{network}, {sparsity:.1%}"] = (
                 {
-                    row["method"]: {
-                        float(epoch): (norm, 0.0) for epoch, norm in enumerate(row["gradients"]) if norm
-                    }
+                    row["method"]: {float(epoch): (norm, 0.0) for epoch, norm in enumerate(row["gradients"])}
                     for row in found
                     if row["sparsity"] == sparsity
                 },

@@ -91,9 +91,7 @@ def _plot(numbers: dict[str, Any]) -> Figure:
         shown = [*([dense[network]] if network in dense else []), *own]
         panels[f"{network}, {sparsity:.1%}"] = (
             {
-                cell["method"]: {
-                    float(i + 1): (value, 0.0) for i, value in enumerate(cell["eigenvalues"]) if value > 0
-                }
+                cell["method"]: {float(i + 1): (value, 0.0) for i, value in enumerate(cell["eigenvalues"])}
                 for cell in shown
             },
             None,
