@@ -185,7 +185,7 @@ def save(
         )
         _write_manifest(folder, manifest)
         for old in folder.iterdir():
-            if _TENSORS.fullmatch(old.name) and old.name not in (weights[0], state and state[0]):
+            if _LEFTOVER.fullmatch(old.name) and old.name not in (weights[0], state and state[0]):
                 old.unlink()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

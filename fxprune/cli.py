@@ -206,6 +206,10 @@ def train(
     schedule: Annotated[str, typer.Option(help="cosine, step or constant.")] = "cosine",
     precision: Annotated[str, typer.Option(help="float32, or bf16 for products in bfloat16.")] = "float32",
     data: Annotated[Optional[str], typer.Option(help="Data spec; what it was pruned on by default.")] = None,  # noqa: UP045
+    recipe: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Take training and topology from a recipe, in place of these options."),
+    ] = None,
     topology: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Let the masks move: set, rigl, deep-r or dsr, at its paper's settings."),
@@ -228,7 +232,7 @@ def train(
     A training that was interrupted goes on where it was, under the same options.
     """
     from fxprune import distributed
-    from fxprune.stages import train_stage
+    from fxprune.stages import Recipe, train_stage
     from fxprune.topology import make
     from fxprune.training import Callback, EachEpoch, Epoch, TrainConfig
     from fxprune.training.logs import CsvLog, TensorBoard
@@ -244,13 +248,18 @@ def train(
         precision=precision,  # type: ignore[arg-type]
     )
 
+    movement = [make(topology, seed)] if topology else []
+    if recipe is not None:
+        read = Recipe.read(recipe)
+        config, movement = read.train, read.movement
+
     def tell(epoch: Epoch) -> None:
         _say(
-            f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, train {epoch.train_accuracy:.2%}, "
+            f"epoch {epoch.epoch}/{config.epochs}: loss {epoch.loss:.4f}, train {epoch.train_accuracy:.2%}, "
             f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s"
         )
 
-    callbacks: list[Callback] = [EachEpoch(tell), *([make(topology, seed)] if topology else [])]
+    callbacks: list[Callback] = [EachEpoch(tell), *movement]
     if distributed.rank() == 0:
         callbacks += [CsvLog(log)] if log else []
         callbacks += [TensorBoard(tensorboard)] if tensorboard else []

@@ -26,15 +26,12 @@ def active() -> bool:
 def joined() -> Iterator[None]:
     """Join the other processes inside the block, where ``torchrun`` or the like has started several.
 
-    They speak through nccl where there are CUDA devices, each process having its own, and through gloo
-    otherwise.
+    Tensors on CUDA devices travel by nccl, others by gloo.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:

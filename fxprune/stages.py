@@ -20,6 +20,7 @@ from fxprune import data as data_sets
 from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
+from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, DataError, RecipeError, ResumeError
 from fxprune.examples import example
 from fxprune.files import replacing
@@ -107,7 +108,7 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
     spec = job.spec
     torch.manual_seed(job.seed)
     module, shape = zoo.build(spec)
-    module.to(_device(job.device))
+    module.to(find_device(job.device))
     made = example(module, shape)
     pruned = prune(
         module,
@@ -173,7 +174,7 @@ def train_stage(
     state = None if fresh else read_training(folder)
     pruned, shape, notes = _open(folder, model)
     spec = _data_spec(folder, data, notes)
-    config = replace(config, device=str(_device(config.device)))
+    config = replace(config, device=str(find_device(config.device)))
     notes.pop("export", None)  # an exported file is of the weights before training
     keeping = _Keeping(folder, pruned, notes, callbacks, before=len(state.history) if state else 0)
     try:
@@ -343,22 +344,6 @@ def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str
     return spec
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and distributed.active():
-        name = f"cuda:{torch.cuda.current_device()}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"device: expected cpu, cuda, cuda:N or auto, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device: cuda was asked for, and torch sees no CUDA device here; use cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"device: expected cuda:0 to cuda:{torch.cuda.device_count() - 1}, got {name!r}")
-    return device
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A TOML file: a model, data, and how to prune and train.
@@ -525,7 +510,7 @@ def _dense_accuracy(
     say(f"training the dense network, {recipe.train.epochs} epochs")
     torch.manual_seed(recipe.job.seed)
     module, _ = zoo.build(recipe.job.spec)
-    config = replace(recipe.train, device=str(_device(recipe.train.device)))
+    config = replace(recipe.train, device=str(find_device(recipe.train.device)))
     return fit(module, images, config, [EachEpoch(tell)])[-1].test_accuracy
 
 

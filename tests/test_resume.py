@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from fxprune import data
 from fxprune.checkpoint import read_manifest, read_training
 from fxprune.data import ImageData
-from fxprune.errors import CheckpointError, ResumeError, TrainError
+from fxprune.errors import CheckpointError, ResumeError, TopologyError, TrainError
 from fxprune.files import replacing
-from fxprune.stages import PruneJob, prune_stage, train_stage
+from fxprune.stages import PruneJob, Recipe, prune_stage, train_stage
 from fxprune.topology import make
 from fxprune.training import Callback, Run, TrainConfig, TrainingState, fit
 from fxprune.training.logs import CsvLog
@@ -118,7 +118,8 @@ def test_without_the_momentum_it_would_not(digits: ImageData) -> None:
     [
         ({"config": replace(CONFIG, lr=0.1)}, "settings of the run that was interrupted"),
         ({"at": 2}, "settings of the run that was interrupted"),
-        ({"train": 96}, "other data"),
+        ({"train": 96}, "settings of the run that was interrupted"),
+        ({"name": "others"}, "settings of the run that was interrupted"),
         ({"model": conv_net()}, "another model"),
     ],
 )
@@ -126,6 +127,7 @@ def test_going_on_with_something_else_is_refused(change: dict[str, Any], says: s
     digits = data.load("digits", (1, 8, 8))
     counter = Counter(1)
     fit(noisy(), small(digits), CONFIG, [counter])
+    digits = replace(digits, name=change.get("name", digits.name))
     with pytest.raises(ResumeError, match=says):
         fit(
             change.get("model") or noisy(),
@@ -134,6 +136,29 @@ def test_going_on_with_something_else_is_refused(change: dict[str, Any], says: s
             [Counter(change.get("at", 1))],
             resume=counter.saved,
         )
+
+
+def test_where_it_goes_on_does_not_matter(digits: ImageData) -> None:
+    """Processes of one run have devices of their own, and a state that one of them saved."""
+    whole, counter = noisy(), Counter(1)
+    fit(whole, digits, CONFIG, [counter])
+    values = json.loads(json.dumps(counter.saved.values))
+    assert "device" not in values["settings"]
+    model = noisy()
+    model.load_state_dict(counter.model)
+    fit(model, digits, replace(CONFIG, device="cpu:0"), [Counter(1)], resume=counter.saved)
+    assert torch.equal(model.head.weight, whole.head.weight)
+
+
+def test_decay_of_all_parameters_moves_biases(digits: ImageData) -> None:
+    moved = []
+    for decay_all in (False, True):
+        model = noisy()
+        with torch.no_grad():
+            model.net[2].bias.fill_(1.0)
+        fit(model, digits, replace(CONFIG, epochs=1, weight_decay=0.5, decay_all=decay_all))
+        moved.append(float(model.net[2].bias.detach().mean()))
+    assert moved[1] < moved[0] - 0.01
 
 
 def test_a_callback_can_leave_the_step_out(digits: ImageData) -> None:
@@ -232,7 +257,6 @@ def test_kill_9_and_on_again(net: str, fresh: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     prepared(fresh, whole)
     prepared(fresh, killed)
-    assert weights(whole).keys() == weights(killed).keys()
     train = ["--model", net, "--epochs", "6", "--batch-size", "32"]
     subprocess.run([*COMMAND, "train", whole, *train], check=True, capture_output=True, env=ENVIRONMENT)
     process = subprocess.Popen([*COMMAND, "train", killed, *train], stderr=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -278,6 +302,46 @@ def test_fresh_begins_anew(net: str, fresh: Path, tmp_path: Path) -> None:
         train_stage(tmp_path / "out", other, model=spec)
     assert len(train_stage(tmp_path / "out", other, model=spec, fresh=True)) == 2
     assert [epoch["epoch"] for epoch in read_manifest(tmp_path / "out").notes["training"]] == [1, 1, 2]
+
+
+def test_what_a_killed_save_left_goes_with_the_next(net: str, fresh: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    prepared(fresh, folder)
+    for left in (".weights-123.tmp", ".training-123.tmp", "training-0123456789ab.safetensors"):
+        (folder / left).touch()
+    train_stage(folder, TrainConfig(epochs=1, batch_size=64), model=ModelSpec(net))
+    assert sorted(file.name.partition("-")[0] for file in folder.iterdir()) == ["fxprune.json", "weights"]
+
+
+RECIPE = """
+[model]
+name = "{net}"
+input = "1x8x8"
+[data]
+name = "digits"
+[prune]
+sparsity = 0.8
+[train]
+epochs = 2
+momentum = 0.5
+[topology]
+method = "{method}"
+"""
+
+
+def test_a_recipe_trains_on_by_the_command_for_training(net: str, fresh: Path, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "out", tmp_path / "recipe.toml"
+    prepared(fresh, folder)
+    recipe.write_text(RECIPE.format(net=net, method="set"))
+    read = Recipe.read(recipe)
+    assert (read.train.momentum, [type(callback).__name__ for callback in read.movement]) == (0.5, ["SET"])
+    command = [*COMMAND, "train", folder, "--model", net, "--recipe", recipe, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == 2
+    recipe.write_text(RECIPE.format(net=net, method="sett"))
+    with pytest.raises(TopologyError, match="unknown topology 'sett'"):
+        Recipe.read(recipe)
 
 
 def test_a_damaged_state_is_refused(net: str, fresh: Path, tmp_path: Path) -> None:

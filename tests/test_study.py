@@ -140,6 +140,17 @@ def test_initialisations(lab: Lab, name: Any, deviation: float) -> None:
     assert float(weight.std()) == pytest.approx(deviation, rel=0.1)
 
 
+def test_a_model_that_is_moved_is_noticed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a move to another device would: what is measured and pruned later would be the initialisation."""
+    own = Lab(setting, "tiny")
+    own.start(0)
+    model = own.prune("random", 0.5, 0)
+    moved = lambda device: model._apply(lambda tensor: tensor.clone())  # noqa: E731
+    monkeypatch.setattr(model, "to", moved)
+    with pytest.raises(AssertionError, match="the model was moved"):
+        own.train(model, 0)
+
+
 def test_the_gradient_that_is_watched_is_that_of_the_masked_network(lab: Lab) -> None:
     """By plain autograd on the pruned model, where training ends; the scoring copy must follow the weights."""
     lab.start(0)
@@ -352,19 +363,78 @@ def test_the_same_rows_give_the_same_bytes(path: Path, studied: Path) -> None:
     assert {file.name: file.read_bytes() for file in studied.iterdir()} == before
 
 
-def test_claims_hold_or_do_not() -> None:
-    def numbers(grasp: float, snip: float) -> dict[str, Any]:
-        cells = {"grasp": grasp, "snip": snip}
-        methods = {name: {"0.98": {"mean": mean, "std": 0.01, "seeds": 3}} for name, mean in cells.items()}
-        return {"accuracy": {"networks": {"net": {"methods": methods}}}}
+def accuracies(**cells: tuple[float, float]) -> dict[str, Any]:
+    methods = {name: {"0.98": {"mean": mean, "std": std, "seeds": 3}} for name, (mean, std) in cells.items()}
+    return {"accuracy": {"networks": {"net": {"methods": methods}}}}
 
-    line = "| At extreme sparsity, GraSP trains to a higher accuracy than SNIP | net, 98.0%: GraSP "
-    assert line + "90.0 ± 1.0, snip 80.0 ± 1.0 | holds |" in claims_page(numbers(0.9, 0.8))
-    assert line + "81.0 ± 1.0, snip 80.0 ± 1.0 | **does not hold** |" in claims_page(numbers(0.81, 0.8))
-    assert claims_page({}) == ""
-    alone = numbers(0.9, 0.8)
-    alone["accuracy"]["networks"]["net"]["methods"]["snip"]["0.98"]["seeds"] = 1
-    assert claims_page(alone) == ""
+
+@pytest.mark.parametrize(
+    ("grasp", "rival", "better", "as_good"),
+    [
+        ((0.9, 0.01), (0.8, 0.01), "holds", "holds"),
+        ((0.8, 0.01), (0.9, 0.01), "**does not hold**", "**does not hold**"),
+        ((0.81, 0.01), (0.8, 0.01), "undecided", "holds"),
+        ((0.795, 0.005), (0.8, 0.005), "undecided", "holds"),
+        ((0.6, 0.2), (0.85, 0.06), "undecided", "undecided"),  # noise shows no equality
+        ((0.85, 0.2), (0.85, 0.06), "undecided", "undecided"),
+    ],
+)
+def test_claims_of_accuracy(grasp: Any, rival: Any, better: str, as_good: str) -> None:
+    page = claims_page(accuracies(grasp=grasp, snip=rival, magnitude=rival))
+    verdicts = {line.split(" | ")[0][2:]: line.split(" | ")[-1][:-2] for line in page.splitlines()}
+    assert verdicts["At extreme sparsity, GraSP trains to a higher accuracy than SNIP"] == better
+    assert verdicts["GraSP is about as good as magnitude pruning after training"] == as_good
+    assert f"net, 98.0%: GraSP {100 * grasp[0]:.1f} ± {100 * grasp[1]:.1f}, snip" in page
+
+
+def test_a_single_seed_decides_nothing() -> None:
+    numbers = accuracies(grasp=(0.9, 0.0), snip=(0.8, 0.0))
+    numbers["accuracy"]["networks"]["net"]["methods"]["snip"]["0.98"]["seeds"] = 1
+    assert claims_page(numbers) == claims_page({}) == ""
+
+
+def spread(mean: float, std: float = 0.01) -> dict[str, Any]:
+    return {"mean": mean, "std": std, "seeds": 3}
+
+
+@pytest.mark.parametrize(
+    ("study", "names"), [("initialisation", ("own", "xavier")), ("sanity", ("shuffle", "as scored"))]
+)
+@pytest.mark.parametrize(("low", "verdict"), [(0.9, "holds"), (0.5, "**does not hold**")])
+def test_claims_of_what_is_varied(study: str, names: tuple[str, str], low: float, verdict: str) -> None:
+    cells = [
+        {"network": "net", "sparsity": 0.9, "method": "grasp", "varied": name, "accuracy": spread(mean)}
+        for name, mean in zip(names, (low, 0.9), strict=True)
+    ]
+    assert claims_page({study: {"cells": cells}}).rstrip().endswith(f"| {verdict} |")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "real", "verdict"),
+    [((1.0, 0.5), (1.0, 0.5), "holds"), ((-5.0, 1.0), (1.0, 0.5), "**does not hold**")],
+)
+def test_the_claim_of_the_kernel(predicted: Any, real: Any, verdict: str) -> None:
+    cells = [
+        {"network": "net", "sparsity": 0.9, "method": method}
+        | {"predicted_decrease": spread(predicted[i]), "real_decrease": spread(real[i])}
+        for i, method in enumerate(("grasp", "snip"))
+    ]
+    assert claims_page({"ntk": {"cells": cells}}).rstrip().endswith(f"| {verdict} |")
+
+
+def test_pages_do_not_depend_on_the_order_of_rows(path: Path, studied: Path, tmp_path: Path) -> None:
+    lines = (studied / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    list(pages.conduct("all", path, tmp_path, [], measure=False))
+    for name in STUDIES:
+        assert (tmp_path / f"{name}.md").read_text() == (studied / f"{name}.md").read_text()
+
+
+def test_pages_of_another_setting_are_refused(path: Path, studied: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "small.toml").write_text(SETTING.replace("epochs = 2", "epochs = 3"))
+    with pytest.raises(ResultsError, match="results of another setting"):
+        list(pages.conduct("accuracy", tmp_path / "small.toml", studied, [], measure=False))
 
 
 def test_spread() -> None:
@@ -385,6 +455,10 @@ def test_spread() -> None:
         ("few_sparsities = [0.9]", "few_sparsities = [0.8]", "few_sparsities: expected some of"),
         ("epochs = 2", "epochs = 0", "epochs: expected"),
         ("[data]", "data", "expected a setting in TOML"),
+        ("limit = 100", "limit = -3", "limit: expected a positive integer"),
+        ("seeds = [0, 1]", "seeds = []", "seeds: expected at least one"),
+        ("[topology.rigl]", "[topology.rigel]", "unknown topology 'rigel'"),
+        ("every = 2", "evry = 2", "unknown setting 'evry'"),
         ('model = "net.py:net"', 'model = "none.py:net"', "expected the code of a network"),
         ('model = "net.py:net"', "", "expected a setting as in model_zoo/studies"),
     ],

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fxprune.study.tables import Spread, markdown
 
 Numbers = Mapping[str, dict[str, Any]]
 
 EXTREME = 0.98  # from where on the paper speaks of extreme sparsity
+MARGIN = 0.01  # of accuracy: what "about as good" means here
+
+Verdict = Literal["holds", "does not hold", "undecided"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured for a claim, in words, and whether it holds."""
+    """What was measured for a claim, in words, and what that says of it."""
 
     measured: str
-    holds: bool
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,20 @@ class Claim:
 def claims_page(numbers: Numbers) -> str:
     """A table: claim, what was measured here, holds or not; empty if nothing was measured for any of them.
 
-    Means over seeds are compared; a difference that is smaller than the sum of the two standard deviations is
-    told as none, and a single seed, which has no deviation, tells nothing.
+    A single seed, which has no deviation, tells nothing.
     """
-    lines = [
-        [claim.text, finding.measured, "holds" if finding.holds else "**does not hold**"]
-        for claim in CLAIMS
-        for finding in claim.findings(numbers)
-    ]
+    found = [(claim, finding) for claim in CLAIMS for finding in claim.findings(numbers)]
+    marked = {"does not hold": "**does not hold**"}
+    lines = [[claim.text, f.measured, marked.get(f.verdict, f.verdict)] for claim, f in found]
     if not lines:
         return ""
-    return "## What the paper says, and what was measured here\n\n" + markdown(["claim", "measured", ""], lines)
+    text = (
+        "Means over seeds. A network is taken to be better than another if the difference is more than the sum of "
+        "the standard deviations, and for about as good if it is worse by at most "
+        f"{100 * MARGIN:.0f} point and that sum is at most twice as much; what is neither is undecided."
+    )
+    table = markdown(["claim", "measured", ""], lines)
+    return f"## What the paper says, and what was measured here\n\n{text}\n\n{table}"
 
 
 def _accuracies(numbers: Numbers) -> Iterator[tuple[str, float, dict[str, Spread]]]:
@@ -69,17 +75,29 @@ def _above(one: Spread, other: Spread) -> bool:
     return one.mean - other.mean > one.deviation + other.deviation
 
 
-def _against(rival: str, *, extreme: bool) -> Callable[[Numbers], Iterator[Finding]]:
-    """GraSP above a rival at all extreme sparsities, or at none of the others by more than the spread below."""
+def _better(one: Spread, other: Spread) -> Verdict:
+    return "holds" if _above(one, other) else "does not hold" if _above(other, one) else "undecided"
+
+
+def _as_good(one: Spread, other: Spread) -> Verdict:
+    if one.mean >= other.mean - MARGIN:
+        return "holds" if _above(one, other) or one.deviation + other.deviation <= 2 * MARGIN else "undecided"
+    return "does not hold" if _above(other, one) else "undecided"
+
+
+def _against(
+    rival: str, verdict: Callable[[Spread, Spread], Verdict], *, extreme: bool | None = None
+) -> Callable[[Numbers], Iterator[Finding]]:
+    """GraSP's accuracy beside a rival's: at extreme sparsities, at the others, or (None) at all."""
 
     def findings(numbers: Numbers) -> Iterator[Finding]:
         for network, sparsity, by in _accuracies(numbers):
-            if not {"grasp", rival} <= set(by) or (sparsity >= EXTREME) != extreme:
+            if not {"grasp", rival} <= set(by) or extreme not in (None, sparsity >= EXTREME):
                 continue
             grasp, other = by["grasp"], by[rival]
             if _several(grasp, other):
                 words = f"{network}, {sparsity:.1%}: GraSP {grasp.percent()}, {rival} {other.percent()}"
-                yield Finding(words, _above(grasp, other) if extreme else not _above(other, grasp))
+                yield Finding(words, verdict(grasp, other))
 
     return findings
 
@@ -94,7 +112,7 @@ def _flow(rival: str) -> Callable[[Numbers], Iterator[Finding]]:
                     if not _several(grasp, other):
                         continue
                     words = f"{network}, {sparsity:.1%}: GraSP {grasp.number()}, {rival} {other.number()}"
-                    yield Finding(words, _above(grasp, other))
+                    yield Finding(words, _better(grasp, other))
 
     return findings
 
@@ -112,7 +130,7 @@ def _varied(study: str) -> Callable[[Numbers], Iterator[Finding]]:
                 continue
             low, high = (pick(cells, key=lambda name: cells[name].mean) for pick in (min, max))
             words = f"{network}, {sparsity:.1%}: {high} {cells[high].percent()}, {low} {cells[low].percent()}"
-            yield Finding(words, not _above(cells[high], cells[low]))
+            yield Finding(words, _as_good(cells[low], cells[high]))
 
     return findings
 
@@ -126,7 +144,7 @@ def _shuffled(numbers: Numbers) -> Iterator[Finding]:
         if {"as scored", "shuffle"} <= set(cells) and _several(cells["as scored"], cells["shuffle"]):
             scored, shuffled = cells["as scored"], cells["shuffle"]
             words = f"{network}, {sparsity:.1%}: as scored {scored.percent()}, shuffled {shuffled.percent()}"
-            yield Finding(words, not _above(scored, shuffled))
+            yield Finding(words, _as_good(shuffled, scored))
 
 
 def _predicts(numbers: Numbers) -> Iterator[Finding]:
@@ -144,22 +162,27 @@ def _predicts(numbers: Numbers) -> Iterator[Finding]:
             words = "; ".join(
                 f"{name} predicted {one.number()}, real {two.number()}" for name, (one, two) in pairs.items()
             )
-            yield Finding(f"{network}, {sparsity:.1%}: {words}", _above(pairs["GraSP"][1], pairs["SNIP"][1]))
+            (foretold, real), (rivals_foretold, rivals_real) = pairs["GraSP"], pairs["SNIP"]
+            verdicts = {_better(foretold, rivals_foretold), _better(real, rivals_real)}
+            verdict = verdicts.pop() if len(verdicts) == 1 else "does not hold"
+            yield Finding(f"{network}, {sparsity:.1%}: {words}", verdict)
 
 
 CLAIMS = (
-    Claim("At extreme sparsity, GraSP trains to a higher accuracy than SNIP", _against("snip", extreme=True)),
+    Claim(
+        "At extreme sparsity, GraSP trains to a higher accuracy than SNIP", _against("snip", _better, extreme=True)
+    ),
     Claim(
         "At extreme sparsity, GraSP trains to a higher accuracy than random masks",
-        _against("random", extreme=True),
+        _against("random", _better, extreme=True),
     ),
-    Claim("At moderate sparsity, GraSP is about as good as SNIP", _against("snip", extreme=False)),
-    Claim("GraSP comes close to magnitude pruning after training", _against("magnitude", extreme=False)),
-    Claim("GraSP comes close to lottery tickets with late resetting", _against("late-reset", extreme=False)),
+    Claim("At moderate sparsity, GraSP is about as good as SNIP", _against("snip", _as_good, extreme=False)),
+    Claim("GraSP is about as good as magnitude pruning after training", _against("magnitude", _as_good)),
+    Claim("GraSP is about as good as lottery tickets with late resetting", _against("late-reset", _as_good)),
     Claim("GraSP leaves a larger gradient norm than SNIP", _flow("snip")),
     Claim("GraSP leaves a larger gradient norm than random masks", _flow("random")),
-    Claim("GraSP does not depend much on the initialisation", _varied("initialisation")),
-    Claim("GraSP does not depend much on the number of score images", _varied("batch-size")),
-    Claim("Masks of the same layer densities train as well (Frankle et al., 2021)", _shuffled),
-    Claim("GraSP's networks start to learn faster than SNIP's, as the tangent kernel foretells", _predicts),
+    Claim("Of all initialisations, GraSP's worst is about as good as its best", _varied("initialisation")),
+    Claim("Of all numbers of score images, GraSP's worst is about as good as its best", _varied("batch-size")),
+    Claim("Masks of the same layer densities train about as well (Frankle et al., 2021)", _shuffled),
+    Claim("GraSP's networks learn faster than SNIP's at first, and the tangent kernel foretells it", _predicts),
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.analysis.ntk import real_losses, tangent_kernel
 from fxprune.batches import score_batches
+from fxprune.seeds import derived
 from fxprune.study.lab import Lab
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ def kernel(lab: Lab, experiment: Experiment) -> dict[str, Any]:
     lab.start(experiment.seed)
     model = lab.dense() if experiment.method == "dense" else _pruned(lab, experiment)
     ((images, labels),) = score_batches(
-        lab.images.score, classes=classes, per_class=wanted["per_class"], seed=experiment.seed + 1000
+        lab.images.score, classes=classes, per_class=wanted["per_class"], seed=derived(experiment.seed, "kernel")
     )
+    images, labels = images.to(lab.device), labels.to(lab.device)
     model.train()
     found = tangent_kernel(model, images)
     values, _ = found.eigen()

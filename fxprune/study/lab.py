@@ -17,6 +17,7 @@ from fxprune.batches import score_batches
 from fxprune.capture import capture
 from fxprune.curvature import gradient_norm
 from fxprune.data import ImageData
+from fxprune.devices import find_device
 from fxprune.loss import classification
 from fxprune.masks import Masks
 from fxprune.model import PrunedModel
@@ -62,7 +63,9 @@ class Lab:
         spec, shape = self.network.model, self.network.model.input_shape or ()
         self.images = data_sets.load(setting.data, shape, limit=setting.limit)
         self._spec = replace(spec, num_classes=self.images.num_classes)
-        self.captured = capture(self._build(0), (torch.zeros(2, *shape),))
+        # where it stays: pruned models share its memory, which a move of theirs would end
+        self.device = find_device(self.network.train.device)
+        self.captured = capture(self._build(0).to(self.device), (torch.zeros(2, *shape, device=self.device),))
         self.weights = find_weights(self.captured)
 
     def _build(self, seed: int) -> nn.Module:
@@ -93,7 +96,9 @@ class Lab:
             count = per_class or self.setting.per_class
             classes = self.images.num_classes
             batches = score_batches(self.images.score, classes=classes, per_class=count, seed=seed)
-        settings = {"live": False, "floor": 0.0, "seed": seed, **options}
+        # the temperature belongs to GraSP; a Fisher matrix is that of the loss which was trained with
+        temperature = 200.0 if criterion == "grasp" else 1.0
+        settings = {"live": False, "floor": 0.0, "seed": seed, "temperature": temperature, **options}
         return prune(self.captured, data=batches, criterion=criterion, sparsity=sparsity, **settings)
 
     def train(self, model: PrunedModel, seed: int, callbacks: Sequence[Callback] = (), **changes: Any) -> Trained:
@@ -101,12 +106,12 @@ class Lab:
         config = replace(self.config(seed), **changes)
         watch = _Watch(self, model)
         history = fit(model, self._brief, config, [*callbacks, watch])
-        accuracy = evaluate(model, self.images)
+        accuracy = evaluate(model, self.images, device=config.device)
         return Trained(accuracy, tuple(epoch.loss for epoch in history), tuple(watch.norms))
 
     def config(self, seed: int) -> TrainConfig:
         """How the network trains under a seed."""
-        return replace(self.network.train, seed=derived(seed, "training") % 2**31)
+        return replace(self.network.train, seed=derived(seed, "training") % 2**31, device=str(self.device))
 
     @functools.cached_property
     def _brief(self) -> ImageData:
@@ -139,6 +144,8 @@ class _Watch(Callback):
         self.norms: list[float] = []
 
     def begin(self, run: Run) -> None:
+        read = {operand.data_ptr() for operand in self._scoring.operands.values()}
+        assert read <= {parameter.data_ptr() for parameter in run.model.parameters()}, "the model was moved"
         self.after_epoch(run)
 
     def after_epoch(self, run: Run) -> None:  # noqa: ARG002

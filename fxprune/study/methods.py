@@ -1,9 +1,10 @@
 """Ways to a trained sparse network: what studies compare.
 
-Pruned at the initialisation and trained; trained, pruned and trained on; lottery tickets; masks that move while
-training. Each yields one result for each sparsity that it is asked for, and trains every sparse network for the
-same number of steps, which is what is compared. What else a method trains (the dense network that magnitude
-pruning starts from, the rounds of a ticket) is told with it, as `Method.more`.
+Pruned at the initialisation and trained; trained, pruned and trained again from there with the schedule from its
+start (learning rate rewinding: Renda et al., ICLR 2020); lottery tickets; masks that move while training. Each
+yields one result for each sparsity that it is asked for, and takes every sparse network through the same schedule,
+which is what is compared. What else a method trains (the dense network that magnitude pruning starts from, the
+rounds of a ticket) is told with it, as `Method.more`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from fxprune.training import Callback, Epoch
 Result = tuple[float, PrunedModel, Trained]
 # Takes a lab, sparsities, a seed, and what a study varies: settings of `Lab.start` and `Lab.prune` by name.
 Way = Callable[[Lab, Sequence[float], int, Mapping[str, Any]], Iterator[Result]]
-
-_FINE_TUNING = 0.1  # of the learning rate; as long as the training before it
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _after_training(criterion: str) -> Way:
         for sparsity in sparsities:
             lab.captured.host.load_state_dict(trained)
             model = lab.prune(criterion, sparsity, seed)
-            yield sparsity, model, lab.train(model, seed, lr=_FINE_TUNING * lab.network.train.lr)
+            yield sparsity, model, lab.train(model, seed)
 
     return way
 

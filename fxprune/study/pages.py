@@ -11,7 +11,7 @@ from fxprune.errors import ResultsError, StudyError
 from fxprune.files import replacing
 from fxprune.rows import Row, read_rows
 from fxprune.study.claims import claims_page
-from fxprune.study.runner import ROWS, run
+from fxprune.study.runner import ROWS, require_setting, run
 from fxprune.study.setting import Setting
 from fxprune.study.studies import STUDIES, study
 from fxprune.study.study import Study
@@ -48,7 +48,7 @@ def conduct(
         experiments = each.experiments(setting, names)
         if measure:
             run(setting, experiments, file, jobs=jobs)
-        found = _rows(file, {experiment.key for experiment in each.experiments(setting, list(setting.networks))})
+        found = _rows(file, setting, each)
         if not found:
             if name == "all":
                 continue
@@ -58,9 +58,15 @@ def conduct(
     _text(folder / "README.md", _index(folder, setting, path))
 
 
-def _rows(file: Path, keys: set[str]) -> list[Row]:
-    rows = [row for row in read_rows([file], ROWS) if row["experiment"] in keys] if file.exists() else []
-    return list({(row["experiment"], row["sparsity"]): row for row in rows}.values())
+def _rows(file: Path, setting: Setting, study: Study) -> list[Row]:
+    """The rows of a study in the order of its experiments, whatever order they were made in."""
+    if not file.exists():
+        return []
+    rows = read_rows([file], ROWS)
+    require_setting(file, setting, rows)
+    order = {e.key: place for place, e in enumerate(study.experiments(setting, list(setting.networks)))}
+    found = {(row["experiment"], row["sparsity"]): row for row in rows if row["experiment"] in order}
+    return sorted(found.values(), key=lambda row: (order[row["experiment"]], row["sparsity"]))
 
 
 def _write(folder: Path, study: Study, numbers: dict[str, Any], command: str) -> None:
@@ -72,15 +78,17 @@ def _write(folder: Path, study: Study, numbers: dict[str, Any], command: str) ->
 
 
 def _command(name: str, path: Path) -> str:
-    return f"fxprune study {name} {path.as_posix()}"
+    return f"fxprune study {name} {path.name if path.is_absolute() else path.as_posix()}"
 
 
 def _index(folder: Path, setting: Setting, path: Path) -> str:
     """A page that leads to the others, with the paper's claims."""
-    there = [each for each in STUDIES.values() if (folder / f"{each.name}.json").exists()]
-    rows = read_rows([folder / ROWS_FILE], ROWS)
+    file = folder / ROWS_FILE
+    rows = read_rows([file], ROWS)
     versions = sorted({json.dumps(row["versions"], sort_keys=True) for row in rows})
-    numbers = {each.name: json.loads((folder / f"{each.name}.json").read_text()) for each in there}
+    by = {each: found for each in STUDIES.values() if (found := _rows(file, setting, each))}
+    there = [each for each in by if (folder / f"{each.name}.md").exists()]
+    numbers = {each.name: each.numbers(setting, found) for each, found in by.items()}
     parts = [
         f"# {setting.name}",
         f"    {_command('all', path)}",

@@ -52,10 +52,12 @@ def lines(
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.4 * len(panels) + 1.6, 3.8), layout="constrained", dpi=110)
+        names = list(dict.fromkeys(name for series, _ in panels.values() for name in series))
         for axes, (title, (series, level)) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
-            for place, (name, points) in enumerate(series.items()):
+            for name, points in series.items():
+                place = names.index(name)
                 xs = sorted(points)
                 means, deviations = zip(*(points[x] for x in xs), strict=True)
                 strong = name == _EMPHASISED
@@ -84,6 +86,10 @@ def lines(
                 axes.set_yscale("log")
             if falling:
                 axes.invert_xaxis()
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+        shown: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles, labels = axes.get_legend_handles_labels()
+            shown |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in shown}
+        shown = {name: shown[name] for name in [*names, *shown] if name in shown}
+        figure.legend(shown.values(), shown.keys(), loc="outside right upper", fontsize=8)
     return figure

@@ -34,20 +34,15 @@ def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs
         setting: where.
         experiments: what.
         file: JSON lines.
-        jobs: experiments at a time, each in a process with its share of the cores; what is computed depends on
-            the number of threads in the last digits only.
+        jobs: experiments at a time, each in a process with its share of the cores. Sums of several threads round
+            otherwise, which training amplifies: give the same number of jobs and threads for the same numbers.
 
     Raises:
         ResultsError: the file holds results of another setting, or another run writes to it.
         StudyError: an experiment failed; says which.
     """
     with RowFile(file, ROWS, resume=True) as results:
-        other = next((row for row in results.rows if row["setting"] != setting.digest), None)
-        if other is not None:
-            raise ResultsError(
-                f"{file} has results of another setting ({setting.name} has changed since, or is not it): "
-                "choose another output, or remove it"
-            )
+        require_setting(file, setting, results.rows)
         parts: dict[str, set[float]] = {}
         for row in results.rows:
             parts.setdefault(row["experiment"], set()).add(row["sparsity"])
@@ -61,6 +56,19 @@ def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs
         wanted = {experiment.key for experiment in experiments}
         latest = {(row["experiment"], row["sparsity"]): row for row in results.rows}
         return [row for (key, _), row in latest.items() if key in wanted]
+
+
+def require_setting(file: Path, setting: Setting, rows: Sequence[Row]) -> None:
+    """Check that the rows of a file are of a setting.
+
+    Raises:
+        ResultsError: some are not.
+    """
+    if any(row["setting"] != setting.digest for row in rows):
+        raise ResultsError(
+            f"{file} has results of another setting ({setting.name} has changed since, or is not it): "
+            "choose another output, or remove it"
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from fxprune import zoo
 from fxprune.errors import StudyError
 from fxprune.masks import check_sparsity
+from fxprune.topology import make
 from fxprune.training import TrainConfig
 from fxprune.zoo import ModelSpec
 
@@ -103,6 +104,8 @@ class Setting:
         for table, content in tables.items():
             if table not in _TABLES:
                 raise StudyError(f"{path}: unknown {table!r}; there are the tables {', '.join(_TABLES)}")
+            if not isinstance(content, dict):
+                raise StudyError(f"{path}: {table}: expected a table, got {content!r}")
             known = _TABLES[table]
             odd = [entry for entry in content if known is not None and entry not in known]
             if odd:
@@ -136,6 +139,18 @@ def _setting(path: Path, tables: dict[str, Any]) -> Setting:
     networks = {name: _network(path, name, table, tables) for name, table in tables["networks"].items()}
     if not networks:
         raise StudyError(f"{path}: expected a network, such as [networks.resnet20] with a model, got none")
+    for name, value in (
+        *((name, data[name]) for name in ("limit", "test_limit") if name in data),
+        ("per_class", grid.get("per_class", 10)),
+        *(("per_classes", count) for count in grid.get("per_classes", ())),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise StudyError(f"{path}: {name}: expected a positive integer, got {value!r}")
+    for name in ("sparsities", "seeds"):
+        if not grid[name]:
+            raise StudyError(f"{path}: {name}: expected at least one, got none")
+    for name, settings in tables.get("topology", {}).items():
+        make(name, **settings)  # mistakes are told now, not after hours
     rewind = float(tables.get("tickets", {}).get("rewind", 0.1))
     if not 0 <= rewind < 1:
         raise StudyError(f"{path}: rewind: expected a share of the training in [0, 1), got {rewind}")

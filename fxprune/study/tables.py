@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,3 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def best(cells: Mapping[Any, Spread]) -> Any:
-    """The key of the largest mean; None if there is nothing."""
-    return max(cells, key=lambda key: cells[key].mean) if cells else None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Numbers = dict[str, Any]
 
 
-def numbers(of: Callable[[Row], str]) -> Callable[[Setting, Sequence[Row]], Numbers]:
+def numbers(of: Callable[[Row, Setting], str]) -> Callable[[Setting, Sequence[Row]], Numbers]:
     """Accuracies by network, method, sparsity and what a row varies."""
 
     def function(setting: Setting, rows: Sequence[Row]) -> Numbers:
@@ -25,7 +25,7 @@ def numbers(of: Callable[[Row], str]) -> Callable[[Setting, Sequence[Row]], Numb
             | {"accuracy": Spread.of(row["accuracy"] for row in some).to_json()}
             | {"emptied": max(row["emptied"] for row in some)}
             for (network, method, sparsity, varied), some in grouped(
-                rows, lambda row: (row["network"], row["method"], row["sparsity"], of(row))
+                rows, lambda row: (row["network"], row["method"], row["sparsity"], of(row, setting))
             ).items()
         ]
         return {"seeds": len(setting.seeds), "cells": found}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.data import ImageData
 from fxprune.training.config import Epoch, TrainConfig
 
 
@@ -19,6 +20,7 @@ class Run:
     Attributes:
         model: what is trained, not wrapped in anything.
         config: settings.
+        data: what it is trained on.
         optimizer: of the parameters of `model`.
         steps: how many steps the run has in all.
         steps_per_epoch: how many of them make an epoch.
@@ -28,6 +30,7 @@ class Run:
 
     model: nn.Module
     config: TrainConfig
+    data: ImageData
     optimizer: torch.optim.Optimizer
     steps: int
     steps_per_epoch: int

@@ -28,6 +28,7 @@ class TrainConfig:
         momentum: of SGD.
         nesterov: whether momentum is Nesterov's; the papers' is not.
         weight_decay: on weights with at least two dimensions; scales and biases are left alone.
+        decay_all: on these, too, as plain SGD has it.
         batch_size: images a step, of all processes together.
         schedule: ``"cosine"`` to zero, ``"step"`` divides by ten after a half and three quarters of the
             steps (the GraSP paper), ``"constant"``.
@@ -44,6 +45,7 @@ class TrainConfig:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    decay_all: bool = False
     batch_size: int = 128
     schedule: Decay = "cosine"
     warmup: float = 0.05
@@ -62,6 +64,7 @@ class TrainConfig:
             ("momentum", "a number in [0, 1)", lambda v: _is(Real)(v) and 0 <= v < 1),
             ("warmup", "a share in [0, 1]", lambda v: _is(Real)(v) and 0 <= v <= 1),
             ("nesterov", "true or false", lambda v: isinstance(v, bool)),
+            ("decay_all", "true or false", lambda v: isinstance(v, bool)),
             ("clip", "a positive number or None", lambda v: v is None or (_is(Real)(v) and v > 0)),
             ("schedule", "cosine, step or constant", lambda v: v in get_args(Decay)),
             ("precision", "float32 or bf16", lambda v: v in get_args(Precision)),

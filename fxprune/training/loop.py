@@ -37,7 +37,7 @@ def fit(
 
     What an epoch draws (the order of the images, dropout, augmentation) depends on the seed and on its number
     only: a run that goes on from the state after an epoch ends with the same weights, bit for bit, as one that
-    was not interrupted, on the same machine.
+    was not interrupted, on the CPUs of the same machine. (CUDA's kernels need not repeat themselves.)
 
     Where `torch.distributed` is initialised, each process takes its share of every batch, gradients are averaged
     by `DistributedDataParallel`, and all processes end with the same weights. Batch statistics are each
@@ -82,16 +82,14 @@ def _begin(model: nn.Module, data: ImageData, config: TrainConfig) -> Run:
     except RuntimeError as error:  # an unknown name, or a device that is not there
         reason = str(error).partition("\n")[0]
         raise TrainError(f"device: expected one that is here, got {config.device!r}: {reason}") from error
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    decayed = [p for p in model.parameters() if config.decay_all or p.dim() > 1]
+    others = [p for p in model.parameters() if not (config.decay_all or p.dim() > 1)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
+    groups += [{"params": others, "weight_decay": 0.0}] if others else []
     nesterov = config.nesterov and config.momentum > 0
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     each = len(_train_batches(data, config, 0))
-    return Run(model, config, optimizer, config.epochs * each, each)
+    return Run(model, config, data, optimizer, config.epochs * each, each)
 
 
 def _train_batches(data: ImageData, config: TrainConfig, seed: int) -> Any:
@@ -122,6 +120,13 @@ class _Tally:
 
     def add(self, loss: float, right: int, count: int) -> None:
         self.losses, self.right, self.seen = self.losses + loss * count, self.right + right, self.seen + count
+
+    def of_all_processes(self, device: str) -> _Tally:
+        """Summed over the processes."""
+        sums = torch.tensor([self.losses, self.right, self.seen], dtype=torch.float64, device=device)
+        distributed.add_up([sums], 0)
+        losses, right, seen = sums.tolist()
+        return _Tally(losses, int(right), int(seen), self.start)
 
     def line(self, phase: str) -> str:
         """What the progress bar says."""
@@ -161,7 +166,7 @@ def _epoch(run: Run, network: nn.Module, batches: Iterable[Any], callbacks: Sequ
         for callback in callbacks:
             callback.after_step(run)
         tally.add(value, _right(output, labels), len(labels))
-    return tally
+    return tally.of_all_processes(config.device)
 
 
 def _precision(config: TrainConfig) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxprune import distributed
 from fxprune.errors import ResumeError
 from fxprune.training.callbacks import Callback, Run
 from fxprune.training.config import Epoch
@@ -61,7 +62,7 @@ class TrainingState:
         run.history = self.history
         run.step = len(run.history) * run.steps_per_epoch
         if self.values.get("step") != run.step:
-            raise ResumeError("the state is of a run on other data: expected the same, or to train afresh")
+            raise ResumeError(f"expected a state after step {run.step}, got one after {self.values.get('step')}")
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for place, parameter in enumerate(parameters):
@@ -82,5 +83,8 @@ class TrainingState:
 
 
 def _settings(run: Run, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    told = {callback.name: dict(callback.settings()) for callback in callbacks}
-    return run.config.to_json() | {name: settings for name, settings in told.items() if settings}
+    """What decides how training goes on; not where it runs, which a name does not tell."""
+    told: dict[str, Any] = {name: value for name, value in run.config.to_json().items() if name != "device"}
+    told |= {"data": run.data.name, "images": len(run.data.train), "processes": distributed.processes()}
+    hanging = {callback.name: dict(callback.settings()) for callback in callbacks}
+    return told | {name: settings for name, settings in hanging.items() if settings}

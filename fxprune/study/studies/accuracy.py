@@ -42,8 +42,9 @@ def _order(item: tuple[str, Any]) -> int:
 def _page(numbers: dict[str, Any]) -> str:
     parts = [
         "Test accuracy in percent after training, mean ± standard deviation over seeds; the best of each column "
-        "in bold, and in brackets how many weights a method emptied at most. All sparse networks train for the "
-        "same number of steps."
+        "in bold, and in brackets how many weights a method emptied at most. Every sparse network goes through "
+        "the same schedule; those of magnitude and OBD start it from the trained dense weights (learning rate "
+        "rewinding), and RigL spends the steps at which masks move on that alone."
     ]
     for network, found in numbers["networks"].items():
         methods = found["methods"]

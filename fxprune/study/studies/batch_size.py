@@ -14,7 +14,8 @@ METHODS = ("snip", "grasp")
 
 
 def _experiments(setting: Setting, networks: Sequence[str]) -> list[Experiment]:
-    varies = [{"per_class": count} for count in setting.per_classes]
+    own = setting.per_class  # experiments of `accuracy` where the sparsities are
+    varies: list[dict[str, int]] = [{} if count == own else {"per_class": count} for count in setting.per_classes]
     return experiments(networks, METHODS, setting.few_sparsities, setting.seeds, varies=varies)
 
 
@@ -22,7 +23,7 @@ BATCH_SIZE = Study(
     "batch-size",
     "How many images does a score need?",
     _experiments,
-    varied.numbers(lambda row: f"{row['vary']['per_class']} a class"),
+    varied.numbers(lambda row, setting: f"{row['vary'].get('per_class', setting.per_class)} a class"),
     varied.page(
         "Test accuracy in percent after training, mean ± standard deviation over seeds, by the number of images "
         "of each class that the saliencies are computed on, in one batch; the best of each line in bold."

@@ -35,9 +35,7 @@ def _numbers(setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
                 "gradients": _means(row["gradients"] for row in some),
                 "losses": _means(row["losses"] for row in some),
             }
-            for (method, sparsity), some in sorted(
-                by.items(), key=lambda item: (item[0][1], METHODS.index(item[0][0]))
-            )
+            for (method, sparsity), some in sorted(by.items(), key=_order)
         ]
     return found
 

@@ -23,7 +23,7 @@ INITIALISATION = Study(
     "initialisation",
     "Does it matter how the weights were drawn?",
     _experiments,
-    varied.numbers(lambda row: row["vary"].get("initialisation", "own")),
+    varied.numbers(lambda row, _: row["vary"].get("initialisation", "own")),
     varied.page(
         "Test accuracy in percent after training, mean ± standard deviation over seeds; the best of each line "
         "in bold. *own* is what the network's code draws; *kaiming* and *xavier* are normal with the deviations "

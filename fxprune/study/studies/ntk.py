@@ -68,10 +68,7 @@ def _page(numbers: dict[str, Any]) -> str:
             cell["network"],
             f"{cell['sparsity']:.1%}",
             cell["method"],
-            *(
-                _number(cell[name])
-                for name in ("trace", "largest", "alignment", "predicted_decrease", "real_decrease")
-            ),
+            *(_number(cell[name]) for name in _COLUMNS),
         ]
         for cell in numbers["cells"]
     ]

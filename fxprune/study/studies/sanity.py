@@ -23,7 +23,7 @@ SANITY = Study(
     "sanity",
     "What is left of a mask's merit when it is scrambled?",
     _experiments,
-    varied.numbers(lambda row: row["vary"].get("sanity", "as scored")),
+    varied.numbers(lambda row, _: row["vary"].get("sanity", "as scored")),
     varied.page(
         "Test accuracy in percent after training, mean ± standard deviation over seeds; the best of each line "
         "in bold. *shuffle* moves the kept elements to random places of the same layer, *reinitialise* shuffles "
