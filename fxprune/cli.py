@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from fxprune import __version__
-from fxprune.errors import FxpruneError, VerificationError
+from fxprune.errors import FxpruneError, TrainError, VerificationError
 
 app = typer.Typer(
     name="fxprune",
@@ -30,6 +30,7 @@ app = typer.Typer(
 out = Console(markup=False, width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, markup=False)
 
+_SHARED = ("prune", "train")  # what torchrun speeds up
 EXIT_CHECK_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -85,13 +86,21 @@ def _fail(error: Exception, code: int) -> None:
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done and chosen.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     """Options of every command."""
+    from fxprune import distributed
+
     if version:
         out.print(__version__)
         raise typer.Exit
+    if distributed.active() and context.invoked_subcommand not in _SHARED:
+        raise TrainError(
+            f"{context.invoked_subcommand} does not share its work among processes; start it without torchrun "
+            f"({' and '.join(_SHARED)} do)"
+        )
     handler = RichHandler(console=err, show_time=False, show_path=False)
     logger = logging.getLogger("fxprune")
     logger.handlers = [handler]

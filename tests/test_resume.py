@@ -394,6 +394,9 @@ def test_torchrun_prunes_and_trains(net: str, fresh: Path, tmp_path: Path) -> No
     for name in one:
         if name.endswith("_mask"):
             assert torch.equal(one[name], two[name])
+    refused = subprocess.run([*launch, "models"], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert refused.returncode != 0
+    assert "models does not share its work among processes" in refused.stderr
     said = call("train", together, "--model", net, "--epochs", "4", "--batch-size", "32", "--json")
     history = json.loads(said.stdout)
     assert len(history) == 4

@@ -249,6 +249,18 @@ def test_what_is_done_is_not_done_again(setting: Setting, tmp_path: Path) -> Non
         }
 
 
+def test_an_experiment_that_diverges_is_a_row(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    file = tmp_path / "small.toml"
+    file.write_text(SETTING.replace("lr = 0.05", "lr = 1e30\nclip = inf\nwarmup = 0.0").replace("[0, 1]", "[0]"))
+    setting = Setting.read(file)
+    (row,) = run(setting, some(setting)[:1], tmp_path / "rows.jsonl")
+    assert "lower lr (1e+30)" in row["failed"]
+    assert run(setting, some(setting)[:1], tmp_path / "rows.jsonl") == [row]  # it would diverge again
+    with pytest.raises(StudyError, match="expected results of accuracy, got none"):
+        list(pages.conduct("accuracy", file, tmp_path, [], measure=False))
+
+
 def test_results_of_another_setting_are_refused(setting: Setting, path: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     run(setting, some(setting)[:1], file)

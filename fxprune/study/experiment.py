@@ -75,11 +75,11 @@ def perform(lab: Lab, experiment: Experiment) -> Iterator[Row]:
     """Do an experiment; a row for each sparsity."""
     start = time.monotonic()
     if experiment.kind == "kernel":
-        yield _header(experiment, experiment.sparsities[0]) | kernel(lab, experiment)
+        yield header(experiment, experiment.sparsities[0]) | kernel(lab, experiment)
         return
     way = method(experiment.method).way
     for sparsity, model, trained in way(lab, experiment.sparsities, experiment.seed, experiment.vary):
-        yield _header(experiment, sparsity) | {
+        yield header(experiment, sparsity) | {
             "kept": model.masks.kept,
             "prunable": model.masks.numel,
             "emptied": len(model.masks.empty),
@@ -91,7 +91,7 @@ def perform(lab: Lab, experiment: Experiment) -> Iterator[Row]:
         start = time.monotonic()
 
 
-def _header(experiment: Experiment, sparsity: float) -> Row:
+def header(experiment: Experiment, sparsity: float) -> Row:
     """What says of which experiment a row is."""
     return {
         "experiment": experiment.key,

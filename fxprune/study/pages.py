@@ -65,7 +65,8 @@ def _rows(file: Path, setting: Setting, study: Study) -> list[Row]:
     rows = read_rows([file], ROWS)
     require_setting(file, setting, rows)
     order = {e.key: place for place, e in enumerate(study.experiments(setting, list(setting.networks)))}
-    found = {(row["experiment"], row["sparsity"]): row for row in rows if row["experiment"] in order}
+    wanted = [row for row in rows if row["experiment"] in order and "failed" not in row]
+    found = {(row["experiment"], row["sparsity"]): row for row in wanted}
     return sorted(found.values(), key=lambda row: (order[row["experiment"]], row["sparsity"]))
 
 
@@ -103,9 +104,14 @@ def _index(folder: Path, setting: Setting, path: Path) -> str:
         + "; ".join(_versions(text) for text in versions)
         + ".",
         "\n".join(f"- [{each.question}]({each.name}.md)" for each in there),
+        "\n".join(f"- Failed, and left out: {_told(row)}" for row in rows if "failed" in row),
         claims_page(numbers),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _told(row: Row) -> str:
+    return f"{row['network']}, {row['method']}, {row['sparsity']:.1%}, seed {row['seed']}: {row['failed']}"
 
 
 def _versions(text: str) -> str:

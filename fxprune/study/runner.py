@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from fxprune.errors import FxpruneError, ResultsError, StudyError
+from fxprune.errors import FxpruneError, ResultsError, StudyError, TrainError
 from fxprune.progress import track
 from fxprune.rows import Kind, Row, RowFile, now, own_version
-from fxprune.study.experiment import Experiment, perform
+from fxprune.study.experiment import Experiment, header, perform
 from fxprune.study.lab import Lab
 from fxprune.study.setting import Setting
 
@@ -39,7 +39,7 @@ def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs
 
     Raises:
         ResultsError: the file holds results of another setting, or another run writes to it.
-        StudyError: an experiment failed; says which.
+        StudyError: an experiment cannot be done; says which. One that diverges is a row, ``failed`` saying why.
     """
     with RowFile(file, ROWS, resume=True) as results:
         require_setting(file, setting, results.rows)
@@ -93,6 +93,8 @@ def _begin(threads: int) -> None:
 def _perform(setting: Setting, experiment: Experiment) -> list[Row]:
     try:
         return list(perform(_lab(setting, experiment.network), experiment))
+    except TrainError as error:  # it diverged, and would again
+        return [header(experiment, sparsity) | {"failed": str(error)} for sparsity in experiment.sparsities]
     except FxpruneError as error:
         raise StudyError(f"{experiment}: {error}") from error
 
