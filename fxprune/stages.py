@@ -178,7 +178,8 @@ def train_stage(
     notes.pop("export", None)  # an exported file is of the weights before training
     keeping = _Keeping(folder, pruned, notes, callbacks, before=len(state.history) if state else 0)
     try:
-        return fit(pruned, data_sets.load(spec, shape), config, [*callbacks, keeping], resume=state)
+        # an epoch is saved before anyone is told of it
+        return fit(pruned, data_sets.load(spec, shape), config, [keeping, *callbacks], resume=state)
     except ResumeError as error:
         raise ResumeError(
             f"{folder} is in the middle of a training: {error}; --fresh trains on from its present weights, with "

@@ -325,7 +325,7 @@ def test_a_checkpoint_is_overwritten_by_force_only(saved: Path, tmp_path: Path) 
 
 
 def half_then_fail(error: BaseException) -> Callable[..., None]:
-    def save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    def save_file(tensors: dict[str, Tensor], path: Path, metadata: Any = None) -> None:
         Path(path).write_bytes(b"half of the weights")
         raise error
 
@@ -461,7 +461,7 @@ def test_a_manifest_in_another_encoding(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["model", "input_shape", "record", "weights", "skipped", "weights_file", "sha256", "notes"]
+    "key", ["model", "input_shape", "record", "weights", "skipped", "weights_file", "sha256", "training", "notes"]
 )
 def test_a_manifest_that_lacks_an_entry(saved: Path, key: str) -> None:
     values = json.loads((saved / MANIFEST).read_text())

@@ -293,15 +293,14 @@ def test_fresh_begins_anew(net: str, fresh: Path, tmp_path: Path) -> None:
     config, spec = TrainConfig(epochs=3, batch_size=64), ModelSpec(net)
     with pytest.raises(KeyboardInterrupt):
         train_stage(tmp_path / "out", config, [Stop()], model=spec)
-    # the callback that stops comes before the one that saves: one epoch is kept
     state = read_training(tmp_path / "out")
     assert state is not None
-    assert len(state.history) == 1
+    assert len(state.history) == 2
     other = replace(config, epochs=2)
     with pytest.raises(ResumeError, match="middle of a training"):
         train_stage(tmp_path / "out", other, model=spec)
     assert len(train_stage(tmp_path / "out", other, model=spec, fresh=True)) == 2
-    assert [epoch["epoch"] for epoch in read_manifest(tmp_path / "out").notes["training"]] == [1, 1, 2]
+    assert [epoch["epoch"] for epoch in read_manifest(tmp_path / "out").notes["training"]] == [1, 2, 1, 2]
 
 
 def test_what_a_killed_save_left_goes_with_the_next(net: str, fresh: Path, tmp_path: Path) -> None:
