@@ -413,13 +413,13 @@ def test_weights_that_are_none_though_the_digest_fits(saved: Path, content: byte
     (weights,) = saved.glob("*.safetensors")
     weights.write_bytes(content)
     edit(saved, sha256=checkpoint._digest(weights))
-    with pytest.raises(CheckpointError, match="expected the weights of a checkpoint"):
+    with pytest.raises(CheckpointError, match="expected the tensors of a checkpoint"):
         fxprune.load(saved, batch_norm_net())
 
 
 def test_lost_weights(saved: Path) -> None:
     next(saved.glob("*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match=r"expected the weights of a checkpoint, got .*No such file"):
+    with pytest.raises(CheckpointError, match=r"expected the tensors of a checkpoint, got .*No such file"):
         fxprune.load(saved, batch_norm_net())
 
 
@@ -632,6 +632,7 @@ def test_nothing_is_pickled(pruned: fxprune.PrunedModel, tmp_path: Path, monkeyp
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, refuse)
     fxprune.save(pruned, tmp_path / "out", input_shape=(1, 4, 4))
-    state = checkpoint._read_state(tmp_path / "out", read_manifest(tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
+    state = checkpoint._read_tensors(tmp_path / "out" / manifest.weights_file, manifest.sha256)
     assert torch.equal(state["4.weight"], pruned.state_dict()["4.weight"])
     assert same_state(fxprune.load(tmp_path / "out", batch_norm_net()), pruned)

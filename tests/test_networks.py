@@ -27,7 +27,7 @@ def weights(module: nn.Module) -> list[torch.Tensor]:
     [  # layers: with the shortcuts of the two narrowing blocks; parameters: weights of these layers
         ("resnet.py:resnet20", 20 + 2, 270_896),
         ("resnet.py:resnet32", 32 + 2, 1_855_584),
-        ("vgg.py:vgg11", 8 + 1, 9_223_872),
+        ("vgg.py:vgg11", 8 + 1, 9_222_848),
         ("vgg.py:vgg16", 13 + 1, 14_715_584),
         ("vgg.py:vgg19", 16 + 1, 20_024_000),
     ],
