@@ -116,10 +116,10 @@ def test_without_the_momentum_it_would_not(digits: ImageData) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"config": replace(CONFIG, lr=0.1)}, "settings of the run that was interrupted"),
-        ({"at": 2}, "settings of the run that was interrupted"),
-        ({"train": 96}, "settings of the run that was interrupted"),
-        ({"name": "others"}, "settings of the run that was interrupted"),
+        ({"config": replace(CONFIG, lr=0.1)}, "settings are not those of the run that was interrupted"),
+        ({"at": 2}, "settings are not those of the run that was interrupted"),
+        ({"train": 96}, "settings are not those of the run that was interrupted"),
+        ({"name": "others"}, "settings are not those of the run that was interrupted"),
         ({"model": conv_net()}, "another model"),
     ],
 )
@@ -411,7 +411,7 @@ def test_masks_that_move_go_on_from_a_checkpoint(net: str, fresh: Path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train_stage(tmp_path / "stopped", config, [make("set"), Stop()], model=spec)
     for other in ([], [make("rigl")], [make("set", share=0.1)]):
-        with pytest.raises(ResumeError, match="settings of the run that was interrupted"):
+        with pytest.raises(ResumeError, match="settings are not those of the run that was interrupted"):
             train_stage(tmp_path / "stopped", config, other, model=spec)
     train_stage(tmp_path / "stopped", config, [make("set")], model=spec)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "stopped")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fxprune import PrunedModel
 from fxprune.data import ImageData, ImageSet
 from fxprune.data.splits import Split
-from fxprune.errors import MaskError, TopologyError
+from fxprune.errors import MaskError, ResumeError, TopologyError
 from fxprune.masks import kept_count
 from fxprune.topology import DSR, SET, TOPOLOGIES, DeepR, Movement, RigL, make, rounds_to, tickets
 from fxprune.topology.dsr import _shared
@@ -354,11 +354,15 @@ def test_deep_r_rewires_a_dense_model() -> None:
 
 @pytest.mark.parametrize("name", ["deep-r", "dsr"])
 def test_the_state_of_another_method_is_refused(name: str) -> None:
-    method = SET()
-    save = Save(2, [method])
-    fit(pruned_case("mlp"), VECTORS, CONFIG, [method, save])
+    for method in (SET(), METHODS[name]()):
+        save = Save(2, [method])
+        fit(pruned_case("mlp"), VECTORS, CONFIG, [method, save])
+        if isinstance(method, SET):
+            with pytest.raises(ResumeError, match=f"settings are not .* {name}: expected None"):
+                fit(pruned_case("mlp"), VECTORS, CONFIG, [METHODS[name]()], resume=save.state)
+    own = {key: tensor for key, tensor in save.state.tensors.items() if not key.startswith(name)}
     with pytest.raises(TopologyError, match="state is of a run without it"):
-        fit(pruned_case("mlp"), VECTORS, CONFIG, [METHODS[name]()], resume=save.state)
+        fit(pruned_case("mlp"), VECTORS, CONFIG, [METHODS[name]()], resume=TrainingState(own, save.state.values))
 
 
 # DSR

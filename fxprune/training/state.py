@@ -58,7 +58,10 @@ class TrainingState:
         """
         told, saved = _settings(run, callbacks), self.values.get("settings")
         if told != saved:
-            raise ResumeError(f"expected the settings of the run that was interrupted, {saved}, got {told}")
+            saved = saved if isinstance(saved, dict) else {}
+            names = [name for name in {**saved, **told} if saved.get(name) != told.get(name)]
+            odd = "; ".join(f"{name}: expected {saved.get(name)!r}, got {told.get(name)!r}" for name in names)
+            raise ResumeError(f"the settings are not those of the run that was interrupted: {odd}")
         run.history = self.history
         run.step = len(run.history) * run.steps_per_epoch
         if self.values.get("step") != run.step:
