@@ -423,7 +423,11 @@ def test_claims_of_what_is_varied(study: str, names: tuple[str, str], low: float
 
 @pytest.mark.parametrize(
     ("predicted", "real", "verdict"),
-    [((1.0, 0.5), (1.0, 0.5), "holds"), ((-5.0, 1.0), (1.0, 0.5), "**does not hold**")],
+    [
+        ((1.0, 0.5), (1.0, 0.5), "holds"),
+        ((-5.0, 1.0), (1.0, 0.5), "**does not hold**"),
+        ((0.51, 0.5), (1.0, 0.5), "undecided"),
+    ],
 )
 def test_the_claim_of_the_kernel(predicted: Any, real: Any, verdict: str) -> None:
     cells = [
