@@ -61,9 +61,8 @@ def _page(numbers: dict[str, Any]) -> str:
         "each class in one batch with batch statistics. *Alignment* is the share of the labels that lies along "
         "the ten leading eigenvectors. *Predicted* is by how much the loss falls in "
         f"{wanted['steps']} steps of gradient descent at rate {wanted['lr']:g} if the network were linear in its "
-        "parameters; *real*, by how much it falls. (Beyond the rate "
-        "of 2 samples over the largest eigenvalue the linear model itself oscillates, and foretells little.) Means ± "
-        "standard deviations over seeds."
+        "parameters; *real*, by how much it falls. (Beyond the rate of 2 samples over the largest eigenvalue the "
+        "linear model itself oscillates, and foretells little.) Means ± standard deviations over seeds."
     )
     lines_ = [
         [
