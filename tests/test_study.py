@@ -23,7 +23,7 @@ from fxprune.errors import ResultsError, StudyError
 from fxprune.rows import read_rows
 from fxprune.study import pages
 from fxprune.study.claims import claims_page
-from fxprune.study.experiment import Experiment, experiments, perform
+from fxprune.study.experiment import Experiment, experiments, header, perform
 from fxprune.study.lab import Lab
 from fxprune.study.methods import METHODS
 from fxprune.study.runner import ROWS, run
@@ -319,15 +319,8 @@ def studied(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made_up(setting: Setting, experiment: Experiment, sparsity: float) -> dict[str, Any]:
     better = {"grasp": 0.1, "snip": 0.05}.get(experiment.method, 0.0)
-    row = {
-        "experiment": experiment.key,
+    row = header(experiment, sparsity) | {
         "setting": setting.digest,
-        "kind": experiment.kind,
-        "network": experiment.network,
-        "method": experiment.method,
-        "sparsity": sparsity,
-        "seed": experiment.seed,
-        "vary": dict(experiment.vary),
         "versions": {"torch": "1"},
         "at": "1",
         "kept": 10,

@@ -51,7 +51,7 @@ class ImageSet(Dataset[Sample]):
         split: images and labels.
         view: the transform.
         together: whether `view` does to several images what it does to each, as one that draws does not; a
-            `DataLoader` then gets those of a batch at once, in a tenth of the time.
+            `DataLoader` then gets those of a batch at once.
     """
 
     def __init__(self, split: Split, view: Callable[[Tensor], Tensor], *, together: bool = False) -> None:

@@ -57,14 +57,10 @@ def _accuracies(numbers: Numbers) -> Iterator[tuple[str, float, dict[str, Spread
         by: dict[float, dict[str, Spread]] = {}
         for method, cells in found["methods"].items():
             for sparsity, cell in cells.items():
-                by.setdefault(float(sparsity), {})[method] = _spread(cell)
+                by.setdefault(float(sparsity), {})[method] = Spread.from_json(cell)
         for sparsity in sorted(by):
             if sparsity:
                 yield network, sparsity, by[sparsity]
-
-
-def _spread(cell: Mapping[str, Any]) -> Spread:
-    return Spread(cell["mean"], cell["std"], cell["seeds"])
 
 
 def _several(*spreads: Spread) -> bool:
@@ -105,7 +101,7 @@ def _against(
 def _flow(rival: str) -> Callable[[Numbers], Iterator[Finding]]:
     def findings(numbers: Numbers) -> Iterator[Finding]:
         for network, rows in numbers.get("gradient-flow", {}).get("networks", {}).items():
-            by = {(row["method"], row["sparsity"]): _spread(row["after_pruning"]) for row in rows}
+            by = {(row["method"], row["sparsity"]): Spread.from_json(row["after_pruning"]) for row in rows}
             for (method, sparsity), grasp in by.items():
                 if method == "grasp" and (rival, sparsity) in by:
                     other = by[rival, sparsity]
@@ -117,15 +113,21 @@ def _flow(rival: str) -> Callable[[Numbers], Iterator[Finding]]:
     return findings
 
 
+def _cells(numbers: Numbers, study: str) -> dict[tuple[str, float], dict[str, Spread]]:
+    """GraSP's accuracies by network and sparsity, and then by what a study varies."""
+    by: dict[tuple[str, float], dict[str, Spread]] = {}
+    for cell in numbers.get(study, {}).get("cells", []):
+        if cell["method"] == "grasp":
+            spread = Spread.from_json(cell["accuracy"])
+            by.setdefault((cell["network"], cell["sparsity"]), {})[cell["varied"]] = spread
+    return by
+
+
 def _varied(study: str) -> Callable[[Numbers], Iterator[Finding]]:
     """GraSP's accuracy does not depend on what a study varies."""
 
     def findings(numbers: Numbers) -> Iterator[Finding]:
-        by: dict[tuple[str, float], dict[str, Spread]] = {}
-        for cell in numbers.get(study, {}).get("cells", []):
-            if cell["method"] == "grasp":
-                by.setdefault((cell["network"], cell["sparsity"]), {})[cell["varied"]] = _spread(cell["accuracy"])
-        for (network, sparsity), cells in by.items():
+        for (network, sparsity), cells in _cells(numbers, study).items():
             if len(cells) < 2 or not _several(*cells.values()):
                 continue
             low, high = (pick(cells, key=lambda name: cells[name].mean) for pick in (min, max))
@@ -136,11 +138,7 @@ def _varied(study: str) -> Callable[[Numbers], Iterator[Finding]]:
 
 
 def _shuffled(numbers: Numbers) -> Iterator[Finding]:
-    by: dict[tuple[str, float], dict[str, Spread]] = {}
-    for cell in numbers.get("sanity", {}).get("cells", []):
-        if cell["method"] == "grasp":
-            by.setdefault((cell["network"], cell["sparsity"]), {})[cell["varied"]] = _spread(cell["accuracy"])
-    for (network, sparsity), cells in by.items():
+    for (network, sparsity), cells in _cells(numbers, "sanity").items():
         if {"as scored", "shuffle"} <= set(cells) and _several(cells["as scored"], cells["shuffle"]):
             scored, shuffled = cells["as scored"], cells["shuffle"]
             words = f"{network}, {sparsity:.1%}: as scored {scored.percent()}, shuffled {shuffled.percent()}"
@@ -154,7 +152,7 @@ def _predicts(numbers: Numbers) -> Iterator[Finding]:
         other = by.get((network, sparsity, "snip"))
         if method == "grasp" and other:
             pairs = {
-                name: (_spread(found["predicted_decrease"]), _spread(found["real_decrease"]))
+                name: (Spread.from_json(found["predicted_decrease"]), Spread.from_json(found["real_decrease"]))
                 for name, found in (("GraSP", cell), ("SNIP", other))
             }
             if not _several(*(real for _, real in pairs.values())):

@@ -75,7 +75,9 @@ def perform(lab: Lab, experiment: Experiment) -> Iterator[Row]:
     """Do an experiment; a row for each sparsity."""
     start = time.monotonic()
     if experiment.kind == "kernel":
-        yield header(experiment, experiment.sparsities[0]) | kernel(lab, experiment)
+        yield header(experiment, experiment.sparsities[0]) | kernel(
+            lab, experiment.method, experiment.sparsities[0], experiment.seed
+        )
         return
     way = method(experiment.method).way
     for sparsity, model, trained in way(lab, experiment.sparsities, experiment.seed, experiment.vary):

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxprune.analysis.ntk import real_losses, tangent_kernel
 from fxprune.batches import score_batches
 from fxprune.seeds import derived
 from fxprune.study.lab import Lab
 
-if TYPE_CHECKING:
-    from fxprune.study.experiment import Experiment
-
 _LEADING = 10  # eigenvectors whose alignment is told: as many as the smallest data sets have classes
 
 
-def kernel(lab: Lab, experiment: Experiment) -> dict[str, Any]:
+def kernel(lab: Lab, method: str, sparsity: float, seed: int) -> dict[str, Any]:
     """Eigenvalues, alignment of the labels, and losses predicted and real, on a few training images."""
     wanted, classes = lab.setting.kernel, lab.images.num_classes
-    lab.start(experiment.seed)
-    model = lab.dense() if experiment.method == "dense" else _pruned(lab, experiment)
+    lab.start(seed)
+    model = lab.dense() if method == "dense" else lab.prune(method, sparsity, seed)
     ((images, labels),) = score_batches(
-        lab.images.score, classes=classes, per_class=wanted["per_class"], seed=derived(experiment.seed, "kernel")
+        lab.images.score, classes=classes, per_class=wanted["per_class"], seed=derived(seed, "kernel")
     )
     images, labels = images.to(lab.device), labels.to(lab.device)
     model.train()
@@ -40,10 +37,6 @@ def kernel(lab: Lab, experiment: Experiment) -> dict[str, Any]:
         "predicted": _short(predicted),
         "real": _short(real),
     }
-
-
-def _pruned(lab: Lab, experiment: Experiment) -> Any:
-    return lab.prune(experiment.method, experiment.sparsities[0], experiment.seed)
 
 
 def _short(numbers: list[float]) -> list[float]:

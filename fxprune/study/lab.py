@@ -96,9 +96,11 @@ class Lab:
             count = per_class or self.setting.per_class
             classes = self.images.num_classes
             batches = score_batches(self.images.score, classes=classes, per_class=count, seed=seed)
-        # the temperature belongs to GraSP; a Fisher matrix is that of the loss which was trained with
-        temperature = 200.0 if criterion == "grasp" else 1.0
-        settings = {"live": False, "floor": 0.0, "seed": seed, "temperature": temperature, **options}
+        settings = {"live": False, "floor": 0.0, "seed": seed, **options}
+        if (
+            criterion != "grasp"
+        ):  # whose temperature is its own; a Fisher matrix is of the loss that was trained with
+            settings["temperature"] = 1.0
         return prune(self.captured, data=batches, criterion=criterion, sparsity=sparsity, **settings)
 
     def train(self, model: PrunedModel, seed: int, callbacks: Sequence[Callback] = (), **changes: Any) -> Trained:

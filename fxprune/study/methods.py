@@ -45,11 +45,10 @@ class Method:
     more: str = ""
 
 
-def _dense(lab: Lab, sparsities: Sequence[float], seed: int, vary: Mapping[str, Any]) -> Iterator[Result]:
+def _dense(lab: Lab, _: Sequence[float], seed: int, vary: Mapping[str, Any]) -> Iterator[Result]:
     lab.start(seed, vary.get("initialisation", "own"))
     model = lab.dense()
-    for _ in sparsities:
-        yield 0.0, model, lab.train(model, seed)
+    yield 0.0, model, lab.train(model, seed)
 
 
 def _at_initialisation(criterion: str, **options: Any) -> Way:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,26 +44,26 @@ def conduct(
     names = [setting.network(network).name for network in networks] or list(setting.networks)
     folder = output or Path("out/studies") / setting.name
     file = folder / ROWS_FILE
-    for each in wanted:
-        experiments = each.experiments(setting, names)
-        if measure:
-            run(setting, experiments, file, jobs=jobs)
-        found = _rows(file, setting, each)
-        if not found:
-            if name == "all":
-                continue
-            raise StudyError(f"{file}: expected results of {each.name}, got none; measure first, without --pages")
-        _write(folder, each, each.numbers(setting, found), _command(each.name, path))
-        yield f"{each.name}: {folder / each.name}.md, .json and .png, from {len(found)} rows"
-    _text(folder / "README.md", _index(folder, setting, path))
-
-
-def _rows(file: Path, setting: Setting, study: Study) -> list[Row]:
-    """The rows of a study in the order of its experiments, whatever order they were made in."""
-    if not file.exists():
-        return []
-    rows = read_rows([file], ROWS)
+    if measure:
+        for each in wanted:
+            run(setting, each.experiments(setting, names), file, jobs=jobs)
+    rows = read_rows([file], ROWS) if file.exists() else []
     require_setting(file, setting, rows)
+    numbers = {
+        each: each.numbers(setting, found) for each in STUDIES.values() if (found := _of(each, setting, rows))
+    }
+    for each in wanted:
+        if each in numbers:
+            _write(folder, each, numbers[each], _command(each.name, path))
+            yield f"{each.name}: {folder / each.name}.md, .json and .png"
+        elif name != "all":
+            raise StudyError(f"{file}: expected results of {each.name}, got none; measure first, without --pages")
+    if rows:
+        _text(folder / "README.md", _index(folder, setting, path, rows, numbers))
+
+
+def _of(study: Study, setting: Setting, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a study in the order of its experiments, whatever order they were made in."""
     order = {e.key: place for place, e in enumerate(study.experiments(setting, list(setting.networks)))}
     wanted = [row for row in rows if row["experiment"] in order and "failed" not in row]
     found = {(row["experiment"], row["sparsity"]): row for row in wanted}
@@ -82,14 +82,12 @@ def _command(name: str, path: Path) -> str:
     return f"fxprune study {name} {path.name if path.is_absolute() else path.as_posix()}"
 
 
-def _index(folder: Path, setting: Setting, path: Path) -> str:
+def _index(
+    folder: Path, setting: Setting, path: Path, rows: Sequence[Row], numbers: Mapping[Study, dict[str, Any]]
+) -> str:
     """A page that leads to the others, with the paper's claims."""
-    file = folder / ROWS_FILE
-    rows = read_rows([file], ROWS)
     versions = sorted({json.dumps(row["versions"], sort_keys=True) for row in rows})
-    by = {each: found for each in STUDIES.values() if (found := _rows(file, setting, each))}
-    there = [each for each in by if (folder / f"{each.name}.md").exists()]
-    numbers = {each.name: each.numbers(setting, found) for each, found in by.items()}
+    there = [each for each in numbers if (folder / f"{each.name}.md").exists()]
     parts = [
         f"# {setting.name}",
         f"    {_command('all', path)}",
@@ -105,7 +103,7 @@ def _index(folder: Path, setting: Setting, path: Path) -> str:
         + ".",
         "\n".join(f"- [{each.question}]({each.name}.md)" for each in there),
         "\n".join(f"- Failed, and left out: {_told(row)}" for row in rows if "failed" in row),
-        claims_page(numbers),
+        claims_page({each.name: found for each, found in numbers.items()}),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ class Spread:
     def to_json(self) -> dict[str, Any]:
         """Rounded, as a plain dict."""
         return {"mean": _rounded(self.mean), "std": _rounded(self.deviation), "seeds": self.count}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Spread:
+        """What `to_json` gave."""
+        return cls(values["mean"], values["std"], values["seeds"])
 
     def percent(self, wanted: int | None = None) -> str:
         """As ``97.2 ± 0.3``; says how many seeds there are where that is not as many as wanted."""

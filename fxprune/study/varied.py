@@ -42,7 +42,7 @@ def page(text: str) -> Callable[[Numbers], str]:
         lines_ = []
         by = grouped(cells, lambda cell: (cell["network"], cell["sparsity"], cell["method"]))
         for (network, sparsity, method), own in by.items():
-            values = {cell["varied"]: _spread(cell) for cell in own}
+            values = {cell["varied"]: Spread.from_json(cell["accuracy"]) for cell in own}
             top = max(spread.mean for spread in values.values())
             texts = {name: spread.percent(found["seeds"]) for name, spread in values.items()}
             marked = {name: f"**{t}**" if values[name].mean == top else t for name, t in texts.items()}
@@ -59,7 +59,7 @@ def plot(found: Numbers, label: str) -> Figure:
     for (network, sparsity), own in grouped(found["cells"], lambda c: (c["network"], c["sparsity"])).items():
         series: dict[str, Any] = {}
         for cell in own:
-            spread = _spread(cell)
+            spread = Spread.from_json(cell["accuracy"])
             point = (100 * spread.mean, 100 * spread.deviation)
             series.setdefault(cell["method"], {})[columns.index(cell["varied"])] = point
         panels[f"{network}, {sparsity:.1%}"] = (series, None)
@@ -67,8 +67,3 @@ def plot(found: Numbers, label: str) -> Figure:
     for axes in figure.axes:
         axes.set_xticks(range(len(columns)), columns)
     return figure
-
-
-def _spread(cell: Numbers) -> Spread:
-    found = cell["accuracy"]
-    return Spread(found["mean"], found["std"], found["seeds"])

@@ -49,7 +49,7 @@ def _page(numbers: dict[str, Any]) -> str:
     for network, found in numbers["networks"].items():
         methods = found["methods"]
         sparsities = sorted({s for by in methods.values() for s in by if float(s)}, key=float)
-        spreads = {(m, s): _spread(c) for m, by in methods.items() for s, c in by.items()}
+        spreads = {(m, s): Spread.from_json(c) for m, by in methods.items() for s, c in by.items()}
         tops = {s: max((v.mean for (m, t), v in spreads.items() if t == s), default=0.0) for s in sparsities}
         dense = spreads.get(("dense", "0"))
         title = f"**{network}**, {found['prunable']:,} prunable weights"
@@ -65,14 +65,10 @@ def _page(numbers: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _spread(cell: dict[str, Any]) -> Spread:
-    return Spread(cell["mean"], cell["std"], cell["seeds"])
-
-
 def _cell(cell: dict[str, Any] | None, top: float, seeds: int) -> str:
     if cell is None:
         return "not run"
-    text = _spread(cell).percent(seeds)
+    text = Spread.from_json(cell).percent(seeds)
     text = f"**{text}**" if cell["mean"] == top else text
     return f"{text} [{cell['emptied']} emptied]" if cell["emptied"] else text
 

@@ -78,7 +78,7 @@ def _norm(row: dict[str, Any] | None, tops: dict[float, float]) -> str:
     if row is None:
         return "not run"
     found = row["after_pruning"]
-    text = Spread(found["mean"], found["std"], found["seeds"]).number()
+    text = Spread.from_json(found).number()
     return f"**{text}**" if found["mean"] == tops[row["sparsity"]] else text
 
 

@@ -78,7 +78,7 @@ def _page(numbers: dict[str, Any]) -> str:
 
 
 def _number(found: dict[str, Any]) -> str:
-    return Spread(found["mean"], found["std"], found["seeds"]).number()
+    return Spread.from_json(found).number()
 
 
 def _plot(numbers: dict[str, Any]) -> Figure:
