@@ -241,7 +241,8 @@ def train(
     A training that was interrupted goes on where it was, under the same options.
     """
     from fxprune import distributed
-    from fxprune.stages import Recipe, train_stage
+    from fxprune.recipes import Recipe
+    from fxprune.stages import train_stage
     from fxprune.topology import make
     from fxprune.training import Callback, EachEpoch, Epoch, TrainConfig
     from fxprune.training.logs import CsvLog, TensorBoard
@@ -369,8 +370,9 @@ def run(
     """Go through a recipe: prune, train, export, verify, report."""
     from dataclasses import replace
 
-    from fxprune.stages import REPORT_FILE, RESULTS_FILE, Recipe
-    from fxprune.stages import run as run_recipe
+    from fxprune.recipes import Recipe
+    from fxprune.recipes import run as run_recipe
+    from fxprune.stages import REPORT_FILE, RESULTS_FILE
 
     read = Recipe.read(recipe)
     read = replace(read, output=output) if output else read

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
 from fxprune.devices import find_device
-from fxprune.errors import CheckpointError, DataError, RecipeError, ResumeError
+from fxprune.errors import CheckpointError, DataError, ResumeError
 from fxprune.examples import example
-from fxprune.files import replacing
 from fxprune.loss import classification
 from fxprune.masks import check_cut
 from fxprune.masks import schedule as sparsities
@@ -33,14 +30,8 @@ from fxprune.pipeline import DEFAULT_FLOOR, prune
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
-from fxprune.topology import Movement, make
-from fxprune.training import Callback, EachEpoch, Epoch, Run, TrainConfig, TrainingState, evaluate, fit
+from fxprune.training import Callback, Epoch, Run, TrainConfig, TrainingState, fit
 from fxprune.zoo import ModelSpec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 logger = logging.getLogger(__name__)
 
@@ -343,183 +334,3 @@ def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str
     if not isinstance(spec, str):
         raise DataError(f"{folder} was pruned without data; say what to train on with --data")
     return spec
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A TOML file: a model, data, and how to prune and train.
-
-    Attributes:
-        job: tables ``[model]``, ``[data]`` and ``[prune]``.
-        train: table ``[train]``.
-        topology: table ``[topology]``: the ``method`` that moves the masks while training, and its settings; None
-            for masks that stay.
-        dense_baseline: whether to train the unpruned network too, from the same initialisation.
-        output: folder for everything.
-    """
-
-    job: PruneJob
-    train: TrainConfig = field(default_factory=TrainConfig)
-    topology: Mapping[str, Any] | None = None
-    dense_baseline: bool = False
-    output: Path = Path("out")
-
-    @property
-    def movement(self) -> list[Movement]:
-        """The callback that moves the masks, if one does.
-
-        Raises:
-            TopologyError: there is no such method or setting.
-        """
-        if self.topology is None:
-            return []
-        settings = {name: value for name, value in self.topology.items() if name != "method"}
-        return [make(str(self.topology.get("method")), **{"seed": self.job.seed, **settings})]
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        """Read a recipe; a model's file is found from the recipe's folder, the output from here.
-
-        Raises:
-            RecipeError: the file cannot be read, or says something that no setting is for.
-        """
-        try:
-            tables = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise RecipeError(f"{path}: expected a recipe in TOML, got {error.strerror or error}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError(f"{path}: expected a recipe in TOML, got {error}") from error
-        known = {"model": ("name", "input", "num_classes", "kwargs"), "data": ("name",), "train": None,
-                 "prune": None, "topology": None, "run": ("dense_baseline", "output")}  # fmt: skip
-        _only(path, "tables", tables, known)
-        for name, entries in known.items():
-            table = tables.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise RecipeError(f"{path}: expected a table [{name}], got {table!r}")
-            if entries:
-                _only(path, f"[{name}]", table, entries)
-        settings = {f.name for f in fields(PruneJob)} - {"model", "data", "device", "memory"}
-        _only(path, "[prune]", tables["prune"], sorted(settings))
-        for table, entry in (("model", "name"), ("prune", "sparsity")):
-            if entry not in tables[table]:
-                raise RecipeError(f"{path}: [{table}] lacks {entry!r}")
-        _check_types(path, tables["prune"])
-        prune_settings: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()
-        }
-        train = TrainConfig.from_dict({"seed": prune_settings.get("seed", 0), **tables["train"]})
-        job = PruneJob(
-            _model_spec(path, tables["model"]),
-            tables["data"].get("name"),
-            device=train.device,
-            **prune_settings,
-        )
-        run_table = tables["run"]
-        dense, output = bool(run_table.get("dense_baseline")), Path(run_table.get("output", "out"))
-        recipe = cls(job, train, tables["topology"] or None, dense, output)
-        recipe.movement  # noqa: B018  mistakes are told before anything is done
-        return recipe
-
-
-def _only(path: Path, where: str, given: Mapping[str, Any], known: Any) -> None:
-    for name in given:
-        if name not in known:
-            raise RecipeError(f"{path}: unknown {name!r} in {where}; there are {', '.join(known)}")
-
-
-def _check_types(path: Path, table: Mapping[str, Any]) -> None:
-    """Hold the settings of [prune] against the types of the defaults of `PruneJob`."""
-    kinds: dict[str, type] = {f.name: type(f.default) for f in fields(PruneJob)} | {"sparsity": float}
-    for name, value in table.items():
-        kind = {tuple: list, type(None): object}.get(kinds[name], kinds[name])
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or (kind in (int, float) and isinstance(value, bool)):
-            raise RecipeError(f"{path}: {name} in [prune]: expected {kind.__name__}, got {value!r}")
-
-
-def _model_spec(path: Path, table: Mapping[str, Any]) -> ModelSpec:
-    name = str(table["name"])
-    file, separator, factory = name.rpartition(":")
-    if separator and file.endswith(".py"):
-        name = f"{(path.parent / file).resolve()}:{factory}"
-    shape = zoo.parse_shape(str(table["input"])) if "input" in table else None
-    return ModelSpec(name, shape, table.get("num_classes"), table.get("kwargs", {}))
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a recipe: test accuracies in [0, 1], the file's verification, the statistics."""
-
-    dense_accuracy: float | None
-    untrained_accuracy: float
-    pruned_accuracy: float
-    verification: Verification
-    report: CompressionReport
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain dicts and lists."""
-        return {
-            "dense_accuracy": self.dense_accuracy,
-            "untrained_accuracy": self.untrained_accuracy,
-            "pruned_accuracy": self.pruned_accuracy,
-            "verification": self.verification.to_json(),
-            "report": self.report.to_json(),
-        }
-
-
-def run(
-    recipe: Recipe,
-    *,
-    force: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-) -> RunResult:
-    """Go through a recipe: dense baseline, prune, train, export, verify, report.
-
-    Args:
-        recipe: what to do.
-        force: replace a checkpoint that stands in the output folder.
-        say: called with a line when something begins or ends.
-    """
-    folder, job = recipe.output, recipe.job
-    require_free(folder, force=force)
-    if job.data is None:
-        raise RecipeError("a recipe needs [data] with a name, to train on")
-    tell = _teller(say)
-    say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.sparsity:.1%} sparsity")
-    pruned = prune_stage(job, folder, force=force)
-    images = data_sets.load(job.data, read_manifest(folder).input_shape or ())
-    untrained = evaluate(pruned, images)
-    say(f"training the pruned network, {recipe.train.epochs} epochs")
-    history = train_stage(folder, recipe.train, [EachEpoch(tell), *recipe.movement], model=job.spec)
-    dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
-    say("exporting and verifying")
-    verification = export_stage(folder, model=job.spec)
-    say("measuring for the report")
-    statistics = report_stage(folder, model=job.spec, latency=True, gradient=True, page=folder / REPORT_FILE)
-    result = RunResult(dense, untrained, history[-1].test_accuracy, verification, statistics)
-    try:
-        with replacing(folder / RESULTS_FILE) as temporary:
-            temporary.write_text(json.dumps(result.to_json(), indent=1))
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder / RESULTS_FILE}: {error}; free some space") from error
-    return result
-
-
-def _dense_accuracy(
-    recipe: Recipe, images: Any, say: Callable[[str], None], tell: Callable[[Epoch], None]
-) -> float:
-    say(f"training the dense network, {recipe.train.epochs} epochs")
-    torch.manual_seed(recipe.job.seed)
-    module, _ = zoo.build(recipe.job.spec)
-    config = replace(recipe.train, device=str(find_device(recipe.train.device)))
-    return fit(module, images, config, [EachEpoch(tell)])[-1].test_accuracy
-
-
-def _teller(say: Callable[[str], None]) -> Callable[[Epoch], None]:
-    def tell(epoch: Epoch) -> None:
-        say(
-            f"  epoch {epoch.epoch}: loss {epoch.loss:.3f}, test accuracy {epoch.test_accuracy:.2%}, "
-            f"{epoch.seconds:.1f} s"
-        )
-
-    return tell

@@ -8,7 +8,7 @@ import pytest
 
 from fxprune import zoo
 from fxprune.errors import DataError
-from fxprune.stages import Recipe, run
+from fxprune.recipes import Recipe, run
 
 RECIPES = sorted((Path(__file__).parent.parent / "model_zoo/recipes").glob("*.toml"))
 PAPERS = [path for path in RECIPES if path.stem.startswith(("cifar", "tiny", "imagenet"))]

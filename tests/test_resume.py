@@ -27,7 +27,8 @@ from fxprune.checkpoint import read_manifest, read_training
 from fxprune.data import ImageData
 from fxprune.errors import CheckpointError, ResumeError, TopologyError, TrainError
 from fxprune.files import replacing
-from fxprune.stages import PruneJob, Recipe, prune_stage, train_stage
+from fxprune.recipes import Recipe
+from fxprune.stages import PruneJob, prune_stage, train_stage
 from fxprune.topology import make
 from fxprune.training import Callback, Run, TrainConfig, TrainingState, fit
 from fxprune.training.logs import CsvLog

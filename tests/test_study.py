@@ -27,7 +27,7 @@ from fxprune.study.experiment import Experiment, experiments, header, perform
 from fxprune.study.lab import Lab
 from fxprune.study.methods import METHODS
 from fxprune.study.runner import ROWS, run
-from fxprune.study.setting import Setting
+from fxprune.study.setting import Kind, Setting
 from fxprune.study.studies import STUDIES
 from fxprune.study.tables import Spread, markdown
 
@@ -269,9 +269,27 @@ def test_results_of_another_setting_are_refused(setting: Setting, path: Path, tm
     with pytest.raises(ResultsError, match="results of another setting"):
         run(Setting.read(tmp_path / "small.toml"), some(setting), file)
     (tmp_path / "small.toml").write_text(SETTING.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
-    assert Setting.read(tmp_path / "small.toml").digest == setting.digest  # more of the same
+    assert Setting.read(tmp_path / "small.toml").digests == setting.digests  # more of the same
     (tmp_path / "net.py").write_text(NET + "\n# changed\n")
-    assert Setting.read(tmp_path / "small.toml").digest != setting.digest
+    assert not set(Setting.read(tmp_path / "small.toml").digests.values()) & set(setting.digests.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ("epochs = 2", "epochs = 3", "train"),
+        ("every = 2", "every = 3", "train"),
+        ("steps = 2", "steps = 4", "kernel"),
+    ],
+)
+def test_results_depend_on_what_their_kind_uses(
+    setting: Setting, tmp_path: Path, old: str, new: str, kind: Kind
+) -> None:
+    assert old in SETTING
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "small.toml").write_text(SETTING.replace(old, new))
+    digests = Setting.read(tmp_path / "small.toml").digests
+    assert [each for each in digests if digests[each] != setting.digests[each]] == [kind]
 
 
 @pytest.mark.slow
@@ -320,7 +338,7 @@ def studied(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_up(setting: Setting, experiment: Experiment, sparsity: float) -> dict[str, Any]:
     better = {"grasp": 0.1, "snip": 0.05}.get(experiment.method, 0.0)
     row = header(experiment, sparsity) | {
-        "setting": setting.digest,
+        "setting": setting.digests[experiment.kind],
         "versions": {"torch": "1"},
         "at": "1",
         "kept": 10,
@@ -469,7 +487,15 @@ def test_spread() -> None:
         ("[topology.rigl]", "[topology.rigel]", "unknown topology 'rigel'"),
         ("every = 2", "evry = 2", "unknown setting 'evry'"),
         ('model = "net.py:net"', 'model = "none.py:net"', "expected the code of a network"),
-        ('model = "net.py:net"', "", "expected a setting as in model_zoo/studies"),
+        ('model = "net.py:net"', "", r"\[networks.tiny\] lacks 'model'"),
+        ('model = "net.py:net"', 'modle = "net.py:net"', r"unknown 'modle' in \[networks.tiny\]"),
+        ("steps = 2", "steps = 0", "steps: expected a positive integer"),
+        ("steps = 2", "steps = 2\nlr = -1.0", r"lr of \[kernel\]: expected a positive number, got -1.0"),
+        (
+            "[topology.rigl]",
+            "[tickets]\nrate = 1\n[topology.rigl]",
+            r"rate: expected a share of the weights in \(0, 1\), got 1",
+        ),
     ],
 )
 def test_a_setting_with_a_mistake(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -6,14 +6,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fxprune.rows import Row
 from fxprune.study.kernel import kernel
 from fxprune.study.lab import Lab
 from fxprune.study.methods import method
-
-Kind = Literal["train", "kernel"]
+from fxprune.study.setting import Kind
 
 
 @dataclass(frozen=True)

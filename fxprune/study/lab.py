@@ -97,9 +97,7 @@ class Lab:
             classes = self.images.num_classes
             batches = score_batches(self.images.score, classes=classes, per_class=count, seed=seed)
         settings = {"live": False, "floor": 0.0, "seed": seed, **options}
-        if (
-            criterion != "grasp"
-        ):  # whose temperature is its own; a Fisher matrix is of the loss that was trained with
+        if criterion != "grasp":  # that has its own; a Fisher matrix is of the loss that was trained with
             settings["temperature"] = 1.0
         return prune(self.captured, data=batches, criterion=criterion, sparsity=sparsity, **settings)
 

@@ -52,7 +52,9 @@ def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs
         with _results(setting, left, jobs) as found:
             for rows in track(found, label, len(left)):
                 for row in rows:
-                    results.append({**row, "setting": setting.digest, "versions": _versions(), "at": now()})
+                    results.append(
+                        {**row, "setting": setting.digests[row["kind"]], "versions": _versions(), "at": now()}
+                    )
         wanted = {experiment.key for experiment in experiments}
         latest = {(row["experiment"], row["sparsity"]): row for row in results.rows}
         return [row for (key, _), row in latest.items() if key in wanted]
@@ -64,7 +66,7 @@ def require_setting(file: Path, setting: Setting, rows: Sequence[Row]) -> None:
     Raises:
         ResultsError: some are not.
     """
-    if any(row["setting"] != setting.digest for row in rows):
+    if any(row["setting"] != setting.digests.get(row["kind"]) for row in rows):
         raise ResultsError(
             f"{file} has results of another setting ({setting.name} has changed since, or is not it): "
             "choose another output, or remove it"
@@ -104,7 +106,7 @@ _labs: dict[tuple[str, str], Lab] = {}
 
 def _lab(setting: Setting, network: str) -> Lab:
     """Labs are kept: capturing a network takes as long as training a small one."""
-    key = (setting.digest, network)
+    key = (setting.digests["train"], network)
     if key not in _labs:
         _labs[key] = Lab(setting, network)
     return _labs[key]
