@@ -232,6 +232,24 @@ def test_a_failed_download_is_explained(tmp_path: Path, monkeypatch: pytest.Monk
 # --- folders of images
 
 
+def test_photographs_of_any_size_are_cropped_and_not_squeezed(tmp_path: Path) -> None:
+    """Of a photograph twice as wide as high, of which the left fifth is red, the middle has nothing red."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :8, 0] = 255
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "a" / "1.png")
+    found = load(f"imagefolder:{tmp_path}", (3, 14, 14))
+    assert raw(found.test[0][0], "imagefolder").abs().max() < 1
+    assert torch.equal(found.score[0][0], found.test[0][0])
+    torch.manual_seed(0)
+    shares = {round(float(raw(found.train[0][0], "imagefolder")[0].mean()) / 255, 2) for _ in range(20)}
+    assert len(shares) > 5  # pieces, of which some have none of the red columns, and some many
+    assert min(shares) == 0
+    assert max(shares) > 0.2
+    assert found.train[0][0].shape == (3, 14, 14)
+
+
 def test_an_image_folder_with_train_and_val(tmp_path: Path) -> None:
     class_tree(tmp_path / "train", "abc", 4)
     class_tree(tmp_path / "val", "abc", 2)

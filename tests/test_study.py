@@ -317,6 +317,23 @@ def test_a_kill_and_on_again_several_at_a_time(path: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "initialisation.png").read_bytes().startswith(b"\x89PNG")
 
 
+KILLED = """
+import multiprocessing, os, signal
+if multiprocessing.parent_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    """As the kernel does where memory runs out."""
+    (tmp_path / "net.py").write_text(NET + KILLED)
+    (tmp_path / "small.toml").write_text(SETTING)
+    setting = Setting.read(tmp_path / "small.toml")
+    with pytest.raises(StudyError, match="was killed, for want of memory most likely; give fewer --jobs"):
+        run(setting, some(setting), tmp_path / "rows.jsonl", jobs=2)
+
+
 # --- pages
 
 

@@ -23,12 +23,12 @@ CIFAR10 = Family(
     count=lambda _: 10,
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
-    augment=True,
+    crop="padded",
 )
 CIFAR100 = Family(
     read=lambda place: _cifar(place, "CIFAR100"),
     count=lambda _: 100,
     mean=(0.5071, 0.4866, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
-    augment=True,
+    crop="padded",
 )

@@ -72,6 +72,6 @@ IMAGE_FOLDER = Family(
     count=lambda place: len(_folders(_trees(place.path)[0])),
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
-    augment=True,
+    crop="resized",
     has_path=True,
 )

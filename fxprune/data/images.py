@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fxprune.errors import DataError
 
 Sample = tuple[Tensor, int]
 
+_MIDDLE = 0.875  # 224 of 256 pixels
 LUMA = (0.2989, 0.587, 0.114)  # how torchvision weighs colours when it turns them into grey
 
 
@@ -29,7 +31,7 @@ class ImageData:
     Args:
         name: The spec it was loaded from.
         num_classes: How many labels there are.
-        train: Training images; photographs are augmented by a shifted crop and a mirror image.
+        train: Training images; photographs are cropped at random and mirrored (`fxprune.data.family.Family`).
         test: Images to measure on, never part of `train`.
         score: The training images again, as in `test` without augmentation: saliencies should not depend on
             what a crop happened to show.
@@ -89,9 +91,15 @@ def make_view(family: Family, shape: tuple[int, int, int], *, augment: bool = Fa
 
     channels, size = shape[0], shape[1:]
     mean, std = _as_channels(family.mean, channels), _as_channels(family.std, channels)
-    steps: list[Callable[[Tensor], Tensor]] = [v2.Resize(size, antialias=True)]  # nothing, where it was done
-    if augment:
-        steps += [v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()]
+    steps: list[Callable[[Tensor], Tensor]]
+    if family.crop == "resized":
+        whole = math.ceil(max(size) / _MIDDLE)
+        steps = [v2.RandomResizedCrop(size)] if augment else [v2.Resize(whole), v2.CenterCrop(size)]
+    else:
+        steps = [v2.Resize(size)]  # nothing, where it was done
+        steps += [v2.RandomCrop(size, padding=4)] if augment and family.crop else []
+    if augment and family.crop:
+        steps += [v2.RandomHorizontalFlip()]
     if channels != len(family.mean):
         steps += [v2.Grayscale(channels)]
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]

@@ -39,8 +39,8 @@ def load(
 
     Args:
         spec: One of the names in the docstring of `fxprune.data`.
-        input_shape: (C, H, W) of one sample, C being 1 or 3. Images are resized (bilinear, antialiased); grey
-            is repeated for three channels, colours become grey for one.
+        input_shape: (C, H, W) of one sample, C being 1 or 3. Images are resized (bilinear, antialiased), those of
+            folders cropped; grey is repeated for three channels, colours become grey for one.
         seed: Draws the images that `limit` keeps. What is held out for testing never depends on it, so
             that no seed tests on images that another one trained on.
         root: Folder of data sets that have no PATH, and the start of relative PATHs. By default the
@@ -60,7 +60,7 @@ def load(
     return ImageData(
         name=spec,
         num_classes=len(source.class_names),
-        train=ImageSet(train, make_view(family, shape, augment=family.augment), together=not family.augment),
+        train=ImageSet(train, make_view(family, shape, augment=True), together=family.crop is None),
         test=ImageSet(test, plain, together=True),
         score=ImageSet(train, plain, together=True),
         class_names=source.class_names,

@@ -49,6 +49,6 @@ TINY_IMAGENET = Family(
     count=lambda place: len(_wnids(place)),
     mean=(0.4802, 0.4481, 0.3975),
     std=(0.2770, 0.2691, 0.2821),
-    augment=True,
+    crop="padded",
     has_path=True,
 )

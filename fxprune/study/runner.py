@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -82,8 +84,26 @@ def _results(setting: Setting, left: Sequence[Experiment], jobs: int) -> Iterato
     # a fork of a process that has used torch's threads can hang
     context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    with context.Pool(jobs, _begin, (threads,)) as pool:  # ended, whatever it does, when the block is left
-        yield pool.imap_unordered(work, left)
+    with ProcessPoolExecutor(jobs, context, _begin, (threads,)) as pool:
+        try:
+            yield _ended(pool, work, left)
+        finally:  # an error or Ctrl-C does not wait for what is running
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+
+def _ended(
+    pool: ProcessPoolExecutor, work: Callable[[Experiment], list[Row]], left: Sequence[Experiment]
+) -> Iterator[list[Row]]:
+    try:
+        for future in as_completed([pool.submit(work, experiment) for experiment in left]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            "a process that did experiments was killed, for want of memory most likely; give fewer --jobs, and the "
+            "study goes on where it stopped"
+        ) from error
 
 
 def _begin(threads: int) -> None:
