@@ -101,8 +101,8 @@ def _ended(
             yield future.result()
     except BrokenProcessPool as error:
         raise StudyError(
-            "a process that did experiments was killed, for want of memory most likely; give fewer --jobs, and the "
-            "study goes on where it stopped"
+            "a process that did experiments was killed, for want of memory most likely; give fewer --jobs, and "
+            "the study goes on where it stopped"
         ) from error
 
 
