@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -12,7 +13,7 @@ import torch
 
 from fxprune import data as data_sets
 from fxprune import zoo
-from fxprune.checkpoint import read_manifest, require_free
+from fxprune.checkpoint import MANIFEST, annotate, load, read_manifest, require_free
 from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, RecipeError
 from fxprune.files import replacing
@@ -71,6 +72,11 @@ class Recipe:
             return []
         settings = {name: value for name, value in self.topology.items() if name != "method"}
         return [make(str(self.topology.get("method")), **{"seed": self.job.seed, **settings})]
+
+    @property
+    def digest(self) -> str:
+        """Of all but the output."""
+        return hashlib.sha256(repr(replace(self, output=Path())).encode()).hexdigest()[:16]
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -138,36 +144,54 @@ def run(
     force: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> RunResult:
-    """Go through a recipe: dense baseline, prune, train, export, verify, report.
+    """Go through a recipe: prune, train, dense baseline, export, verify, report.
+
+    A run that was interrupted goes on, under the same recipe, after the last whole epoch of the pruned network.
 
     Args:
         recipe: what to do.
-        force: replace a checkpoint that stands in the output folder.
+        force: begin anew, and replace a checkpoint that stands in the output folder.
         say: called with a line when something begins or ends.
     """
     folder, job = recipe.output, recipe.job
-    require_free(folder, force=force)
     if job.data is None:
         raise RecipeError("a recipe needs [data] with a name, to train on")
+    pruned = None
+    if not force and _interrupted(recipe):
+        say(f"going on in {folder}, which holds a run of this recipe that was interrupted")
+    else:
+        require_free(folder, force=force)
+        say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.sparsity:.1%} sparsity")
+        pruned = prune_stage(job, folder, force=force, notes={"recipe": recipe.digest})
     tell = _teller(say)
-    say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.sparsity:.1%} sparsity")
-    pruned = prune_stage(job, folder, force=force)
     images = data_sets.load(job.data, read_manifest(folder).input_shape or ())
-    untrained = evaluate(pruned, images)
-    say(f"training the pruned network, {recipe.train.epochs} epochs")
-    history = train_stage(folder, recipe.train, [EachEpoch(tell), *recipe.movement], model=job.spec)
+    if "untrained_accuracy" not in read_manifest(folder).notes:
+        annotate(folder, untrained_accuracy=evaluate(pruned or load(folder, job.spec), images))
+    if len(read_manifest(folder).notes["training"]) < recipe.train.epochs:
+        say(f"training the pruned network, {recipe.train.epochs} epochs")
+        train_stage(folder, recipe.train, [EachEpoch(tell), *recipe.movement], model=job.spec)
     dense = _dense_accuracy(recipe, images, say, tell) if recipe.dense_baseline else None
     say("exporting and verifying")
     verification = export_stage(folder, model=job.spec)
     say("measuring for the report")
     statistics = report_stage(folder, model=job.spec, latency=True, gradient=True, page=folder / REPORT_FILE)
-    result = RunResult(dense, untrained, history[-1].test_accuracy, verification, statistics)
+    notes = read_manifest(folder).notes
+    trained = notes["training"][-1]["test_accuracy"]
+    result = RunResult(dense, notes["untrained_accuracy"], trained, verification, statistics)
     try:
         with replacing(folder / RESULTS_FILE) as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=1))
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / RESULTS_FILE}: {error}; free some space") from error
     return result
+
+
+def _interrupted(recipe: Recipe) -> bool:
+    """Whether the output holds a run of the recipe that is not over: its figures are written last."""
+    folder = recipe.output
+    if not (folder / MANIFEST).is_file() or (folder / RESULTS_FILE).exists():
+        return False
+    return read_manifest(folder).notes.get("recipe") == recipe.digest
 
 
 def _dense_accuracy(

@@ -93,8 +93,10 @@ class PruneJob:
         return replace(self.model, num_classes=data_sets.num_classes(self.data))
 
 
-def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedModel:
-    """Build the model, prune it at its initialisation, and save it in `folder`."""
+def prune_stage(
+    job: PruneJob, folder: Path, *, force: bool = False, notes: Mapping[str, Any] | None = None
+) -> PrunedModel:
+    """Build the model, prune it at its initialisation, and save it in `folder`, with notes of the caller's."""
     require_free(folder, force=force)
     spec = job.spec
     torch.manual_seed(job.seed)
@@ -121,7 +123,7 @@ def prune_stage(job: PruneJob, folder: Path, *, force: bool = False) -> PrunedMo
         seed=job.seed,
     ).cpu()
     score = {"per_class": job.per_class, "score_batch": job.score_batch}
-    notes: dict[str, Any] = {"data": job.data, "score": score, "training": []}
+    notes = {**(notes or {}), "data": job.data, "score": score, "training": []}
     if distributed.rank() == 0:
         save(pruned, folder, model=spec, input_shape=shape, notes=notes)
         for stale in (ONNX_FILE, RESULTS_FILE, REPORT_FILE):  # of the checkpoint that stood here before

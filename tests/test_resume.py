@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -27,7 +28,7 @@ from fxprune.checkpoint import read_manifest, read_training
 from fxprune.data import ImageData
 from fxprune.errors import CheckpointError, ResumeError, TopologyError, TrainError
 from fxprune.files import replacing
-from fxprune.recipes import Recipe
+from fxprune.recipes import Recipe, run
 from fxprune.stages import PruneJob, prune_stage, train_stage
 from fxprune.topology import make
 from fxprune.training import Callback, Run, TrainConfig, TrainingState, fit
@@ -342,6 +343,39 @@ def test_a_recipe_trains_on_by_the_command_for_training(net: str, fresh: Path, t
     recipe.write_text(RECIPE.format(net=net, method="sett"))
     with pytest.raises(TopologyError, match="unknown topology 'sett'"):
         Recipe.read(recipe)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_recipe_goes_on(net: str, tmp_path: Path) -> None:
+    """Interrupted after an epoch and before the export, it ends with what an undisturbed one ends with."""
+    file = tmp_path / "recipe.toml"
+    file.write_text(RECIPE.format(net=net, method="set"))
+    recipe = replace(Recipe.read(file), output=tmp_path / "whole")
+    whole = run(recipe)
+    recipe = replace(recipe, output=tmp_path / "parts")
+    said: list[str] = []
+    for stop in ("  epoch 1", "exporting", "nowhere"):
+
+        def say(line: str, stop: str = stop) -> None:
+            said.append(line)
+            if line.startswith(stop):
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            parts = run(recipe, say=say)
+    assert [line.partition(" ")[0] for line in said if "epoch" not in line] == [
+        *("pruning", "going", "exporting", "going", "exporting", "measuring"),
+    ]
+    assert [line[:9] for line in said if line.startswith("  epoch")] == ["  epoch 1", "  epoch 2"]
+    assert parts.pruned_accuracy == whole.pruned_accuracy
+    assert parts.untrained_accuracy == whole.untrained_accuracy
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(recipe.output).items())
+    with pytest.raises(CheckpointError, match="holds a checkpoint; choose another output"):
+        run(recipe)  # it is over
+    (recipe.output / "results.json").unlink()
+    with pytest.raises(CheckpointError, match="holds a checkpoint; choose another output"):
+        run(replace(recipe, train=replace(recipe.train, lr=0.5)))  # another recipe
 
 
 def test_a_damaged_state_is_refused(net: str, fresh: Path, tmp_path: Path) -> None:
