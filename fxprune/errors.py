@@ -33,6 +33,10 @@ class MaskError(FxpruneError):
     """The masks asked for cannot exist, or do not fit the model."""
 
 
+class ShrinkError(FxpruneError):
+    """Channels that were asked for cannot be cut."""
+
+
 class TrainError(FxpruneError):
     """Training cannot start or cannot go on."""
 

@@ -1,0 +1,115 @@
+"""`couple`: find the units of a captured model that can be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxprune.coupling.atoms import Atoms, Labels
+from fxprune.coupling.flow import Flow, Splits
+from fxprune.program import attribute, state_reads
+from fxprune.regions import MODES, CapturedModel, Mode
+
+_READINGS = 12  # how often the model is read anew at most; each time some splits are read otherwise
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Indices of one dimension of a parameter or buffer."""
+
+    tensor: str
+    dim: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is cut together: a channel, a head, or whatever an architecture makes of them.
+
+    Attributes:
+        slices: of parameters and buffers.
+    """
+
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The units of a model, and where their labels are in its graphs.
+
+    Attributes:
+        atoms: what is joined.
+        state: labels of parameters and buffers by name.
+        flows: labels of the values in each region's graphs.
+    """
+
+    atoms: Atoms
+    state: Mapping[str, Labels]
+    flows: Mapping[tuple[str, Mode], Flow]
+
+    def roots(self, tensor: str, dim: int) -> NDArray[np.int64]:
+        """The unit of each index of a dimension, 0 for those that stay."""
+        return self.atoms.roots(self.state[tensor][dim])
+
+    def units(self) -> dict[int, Unit]:
+        """All units by their number, in the order of the parameters."""
+        slices: dict[int, list[Slice]] = {}
+        for tensor, labels in self.state.items():
+            for dim, _ in enumerate(labels):
+                roots = self.roots(tensor, dim)
+                for root in np.unique(roots[roots != 0]):
+                    indices = tuple(int(index) for index in np.flatnonzero(roots == root))
+                    slices.setdefault(int(root), []).append(Slice(tensor, dim, indices))
+        return {root: Unit(tuple(found)) for root, found in slices.items()}
+
+    def frozen(self, tensor: str, dim: int) -> str:
+        """Why some of a dimension stays, ``""`` if all of it can be cut."""
+        return self.atoms.why(self.state[tensor][dim])
+
+
+def couple(captured: CapturedModel) -> Coupling:
+    """Find what has to be cut together.
+
+    Args:
+        captured: the model, with masks or without.
+    """
+    splits = Splits()
+    for _ in range(_READINGS):
+        found = _read(captured, splits)
+        if not splits.next(found.atoms):
+            break
+    return found
+
+
+def _read(captured: CapturedModel, splits: Splits) -> Coupling:
+    atoms = Atoms()
+    by_id: dict[int, Labels] = {}
+    state: dict[str, Labels] = {}
+    flows = {}
+    for path, region in captured.regions.items():
+        prefix = f"{path}." if path else ""
+        local: dict[str, Labels] = {}
+        for mode in MODES:
+            for name in dict.fromkeys(str(read.target) for read in state_reads(region._fxprune[mode].graph)):
+                tensor = attribute(region, name)
+                if not isinstance(tensor, Tensor):
+                    continue
+                if id(tensor) not in by_id:
+                    by_id[id(tensor)] = _draw(atoms, prefix + name, tensor)
+                    state[prefix + name] = by_id[id(tensor)]
+                local[name] = by_id[id(tensor)]
+        for mode in MODES:
+            flows[path, mode] = Flow(atoms, splits, region._fxprune[mode], local)
+    return Coupling(atoms, state, flows)
+
+
+def _draw(atoms: Atoms, name: str, tensor: Tensor) -> Labels:
+    labels = tuple(atoms.draw(size, f"{name}, dimension {dim}") for dim, size in enumerate(tensor.shape))
+    for array in labels:
+        if len(array) == 1:
+            atoms.keep(array, "there is one of it")
+    return labels

@@ -1,0 +1,219 @@
+"""`shrink`: cut units out of a captured model, so that its tensors are smaller and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from fxprune import operators
+from fxprune.coupling import Coupling
+from fxprune.coupling.atoms import Labels
+from fxprune.coupling.rules import argument, whole_groups
+from fxprune.errors import ShrinkError
+from fxprune.regions import CapturedModel
+
+
+def shrink(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) -> CapturedModel:
+    """A copy of a captured model without some of its units.
+
+    Args:
+        captured: left as it is.
+        coupling: what `couple` found in it.
+        cut: numbers of units.
+
+    Raises:
+        ShrinkError: there is no such unit, or nothing would be left of a tensor.
+    """
+    kept = Kept(coupling, cut)
+    result = captured.alias()
+    _cut_state(result.host, coupling, kept)
+    for path, region in result.regions.items():
+        for mode, program in region._fxprune.items():
+            flow = coupling.flows[path, mode]
+            values = {node.name: labels for node, labels in flow.values.items()}
+            region._fxprune[mode] = program.rewritten(partial(_resize, values=values, kept=kept))
+    return result
+
+
+class Kept:
+    """Which indices are left when units are cut.
+
+    Args:
+        coupling: of the model.
+        cut: numbers of units.
+
+    Raises:
+        ShrinkError: there is no such unit, or nothing would be left of a tensor.
+    """
+
+    def __init__(self, coupling: Coupling, cut: Collection[int]) -> None:
+        numbers = coupling.units().keys()
+        unknown = sorted(set(cut) - numbers)
+        if unknown:
+            raise ShrinkError(f"expected units of the model, got {unknown[:3]}; see fxprune groups")
+        self._atoms = coupling.atoms
+        self._cut = np.zeros(len(coupling.atoms), bool)
+        self._cut[list(cut)] = True
+        for name, labels in coupling.state.items():
+            self._require_some(name, labels)
+        for flow in coupling.flows.values():
+            for node, value in flow.values.items():
+                self._require_some(node.name, value)
+
+    def _require_some(self, name: str, value: Any) -> None:
+        for place, labels in enumerate(value or ()):
+            if isinstance(labels, tuple):
+                self._require_some(name, labels)
+            elif len(labels) and not self(labels).any():
+                raise ShrinkError(
+                    f"{name}: expected to keep some of dimension {place}, got cuts of all {len(labels)}; cut less"
+                )
+
+    def __call__(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """True for each index that is left."""
+        kept: NDArray[np.bool_] = ~self._cut[self._atoms.roots(labels)]
+        return kept
+
+    def count(self, labels: NDArray[np.int64]) -> int:
+        """How many indices are left."""
+        return int(self(labels).sum())
+
+    def of(self, tensor: Tensor, labels: Labels) -> Tensor:
+        """What is left of a tensor."""
+        for dim, array in enumerate(labels):
+            kept = self(array)
+            if not kept.all():
+                index = torch.from_numpy(np.flatnonzero(kept)).to(tensor.device)
+                tensor = tensor.index_select(dim, index)
+        return tensor
+
+
+def _cut_state(host: nn.Module, coupling: Coupling, kept: Kept) -> None:
+    """Replace parameters and buffers, those of several names by one."""
+    labels = {id(tensor): coupling.state[name] for name, tensor in _state(host) if name in coupling.state}
+    smaller: dict[int, Tensor] = {}
+    for module in host.modules():
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is None or id(tensor) not in labels:
+                    continue
+                if id(tensor) not in smaller:
+                    value = kept.of(tensor.detach(), labels[id(tensor)]).clone()
+                    smaller[id(tensor)] = (
+                        nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+                    )
+                store[name] = smaller[id(tensor)]  # type: ignore[assignment]
+
+
+def _state(host: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*host.named_parameters(remove_duplicate=False), *host.named_buffers(remove_duplicate=False)]
+
+
+def _resize(graph: fx.Graph, values: Mapping[str, Any], kept: Kept) -> None:
+    """Sizes that are written into the calls of a graph become those that are left."""
+    for node in graph.nodes:
+        labels = values.get(node.name)
+        if node.op == "call_function":
+            change = _CHANGES.get(operators.name_of(node))
+            if change is not None and labels is not None:
+                change(_Call(node, labels, values, kept))
+        if "shape" in node.meta and isinstance(labels, tuple) and len(labels) == len(node.meta["shape"]):
+            node.meta["shape"] = tuple(kept.count(array) for array in labels)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call with the labels of its value, and of its arguments."""
+
+    node: fx.Node
+    labels: Any
+    values: Mapping[str, Any]
+    kept: Kept
+
+    def of(self, place: int) -> Labels:
+        """Labels of an argument."""
+        source = self.node.args[place]
+        assert isinstance(source, fx.Node)
+        found: Labels = self.values[source.name]
+        return found
+
+    def dim(self, place: int, name: str, default: int) -> int:
+        """A dimension that an argument names, from the left."""
+        return int(argument(self.node, place, name, default)) % len(self.of(0))
+
+
+def _sizes_at(place: int) -> Callable[[_Call], None]:
+    """Sizes of the result, in an argument."""
+
+    def change(call: _Call) -> None:
+        sizes = list(argument(call.node, place, "size"))
+        for at, (size, array) in enumerate(zip(sizes, call.labels[-len(sizes) :], strict=True)):
+            left = call.kept.count(array)
+            if left != len(array) and size != -1:
+                sizes[at] = -1 if isinstance(size, fx.Node) else left
+        call.node.update_arg(place, sizes)
+
+    return change
+
+
+def _unflatten(call: _Call) -> None:
+    dim, sizes = call.dim(1, "dim", 0), list(argument(call.node, 2, "sizes"))
+    arrays = call.labels[dim : dim + len(sizes)]
+    call.node.update_arg(
+        2, [size if size == -1 else call.kept.count(array) for size, array in zip(sizes, arrays, strict=True)]
+    )
+
+
+def _split(call: _Call) -> None:
+    dim = call.dim(2, "dim", 0)
+    sizes = [call.kept.count(piece[dim]) for piece in call.labels]
+    if sizes != [len(piece[dim]) for piece in call.labels]:
+        call.node.target = torch.ops.aten.split_with_sizes.default
+        call.node.args, call.node.kwargs = (call.node.args[0], sizes, dim), {}
+
+
+def _slice(call: _Call) -> None:
+    dim = call.dim(1, "dim", 0)
+    kept = call.kept(call.of(0)[dim])
+    if kept.all():
+        return
+    start, end, _ = slice(argument(call.node, 2, "start"), argument(call.node, 3, "end")).indices(len(kept))
+    call.node.args = (call.node.args[0], dim, int(kept[:start].sum()), int(kept[:end].sum()))
+    call.node.kwargs = {}
+
+
+def _convolution(call: _Call) -> None:
+    groups = argument(call.node, 6, "groups", 1)
+    data, weight = call.of(0), call.of(1)
+    channels = data[len(data) - len(weight) + 1]
+    if groups > 1 and whole_groups(groups, len(channels)):
+        _with_argument(call.node, 6, "groups", int(call.kept(channels.reshape(groups, -1)).all(1).sum()))
+
+
+def _group_norm(call: _Call) -> None:
+    groups = int(call.node.args[1])  # type: ignore[arg-type]
+    call.node.update_arg(1, int(call.kept(call.of(0)[1].reshape(groups, -1)).all(1).sum()))
+
+
+def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
+    if place < len(node.args):
+        node.update_arg(place, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+_CHANGES: dict[str, Callable[[_Call], None]] = {
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes_at(1)),
+    "unflatten": _unflatten,
+    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    "slice": _slice,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    "group_norm": _group_norm,
+}
