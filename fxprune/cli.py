@@ -206,6 +206,31 @@ def prune(
 
 
 @app.command()
+def groups(
+    model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FACTORY or MODULE:FACTORY.")],
+    shape: Annotated[Optional[str], typer.Option("--input", help="Shape of a sample, such as 3x32x32.")] = None,  # noqa: UP045
+    as_json: AsJson = False,
+) -> None:
+    """Say which slices of a model's tensors have to be cut together, and why the others stay."""
+    from fxprune.stages import groups_stage
+    from fxprune.zoo import ModelSpec, parse_shape
+
+    found = groups_stage(ModelSpec(model, parse_shape(shape) if shape else None))
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("units", "cut together: tensor, dimension (indices of each unit)")
+    for family in found["families"]:
+        dims = [f"{name}, {dim}" + (f" ({count})" if count > 1 else "") for name, dim, count in family["dims"]]
+        table.add_row(str(family["units"]), "; ".join(dims))
+    out.print(table)
+    stays = Table("stays", "dimension", "since")
+    for each in found["stays"]:
+        stays.add_row(each["weight"], str(each["dim"]), each["reason"])
+    out.print(stays)
+
+
+@app.command()
 def train(
     folder: Folder,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,

@@ -17,7 +17,9 @@ from fxprune import criteria, distributed, zoo
 from fxprune import data as data_sets
 from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
+from fxprune.capture import capture
 from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
+from fxprune.coupling import couple
 from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, DataError, ResumeError
 from fxprune.examples import example
@@ -31,6 +33,7 @@ from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
 from fxprune.training import Callback, Epoch, Run, TrainConfig, TrainingState, fit
+from fxprune.weights import find_weights
 from fxprune.zoo import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -140,6 +143,29 @@ def _score_data(job: PruneJob, shape: tuple[int, ...]) -> list[Any] | None:
     return score_batches(
         images.score, classes=images.num_classes, per_class=job.per_class, batch_size=chunk, seed=job.seed
     )
+
+
+def groups_stage(model: ModelSpec) -> dict[str, Any]:
+    """What of a model would be cut together, and what stays: families of units, and reasons by weight.
+
+    Returns:
+        ``families``, a list of ``units`` (how many) and ``dims`` (tensor, dimension, indices a unit); and
+        ``stays``, a list of ``weight``, ``dim`` and ``reason`` for the first two dimensions of prunable weights.
+    """
+    module, shape = zoo.build(model)
+    made = example(module, shape)
+    captured = capture(module, made.args, made.kwargs)
+    coupling = couple(captured)
+    operands = {name for weight in find_weights(captured) for name in weight.parameters}
+    return {
+        "families": [{"units": len(f.units), "dims": [list(dim) for dim in f.dims]} for f in coupling.families()],
+        "stays": [
+            {"weight": name, "dim": dim, "reason": reason}
+            for name, labels in coupling.state.items()
+            for dim in range(min(2, len(labels)))
+            if name in operands and (reason := coupling.frozen(name, dim))
+        ],
+    }
 
 
 def train_stage(

@@ -5,6 +5,6 @@ they go on (`rules`), and what has to go together is joined. What is left is a `
 slices that can be cut without a trace but for the size, and for everything else the reason why it stays.
 """
 
-from fxprune.coupling.coupling import Coupling, Slice, Unit, couple
+from fxprune.coupling.coupling import Coupling, Family, Slice, Unit, couple
 
-__all__ = ["Coupling", "Slice", "Unit", "couple"]
+__all__ = ["Coupling", "Family", "Slice", "Unit", "couple"]

@@ -38,6 +38,19 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Family:
+    """Units that are alike: each has as many indices of the same dimensions.
+
+    Attributes:
+        units: their numbers.
+        dims: names of parameters and buffers, a dimension of each, and how many of its indices a unit has.
+    """
+
+    units: tuple[int, ...]
+    dims: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Coupling:
     """The units of a model, and where their labels are in its graphs.
 
@@ -65,6 +78,13 @@ class Coupling:
                     indices = tuple(int(index) for index in np.flatnonzero(roots == root))
                     slices.setdefault(int(root), []).append(Slice(tensor, dim, indices))
         return {root: Unit(tuple(found)) for root, found in slices.items()}
+
+    def families(self) -> list[Family]:
+        """All units, those that are alike together."""
+        alike: dict[tuple[tuple[str, int, int], ...], list[int]] = {}
+        for number, unit in self.units().items():
+            alike.setdefault(tuple((s.tensor, s.dim, len(s.indices)) for s in unit.slices), []).append(number)
+        return [Family(tuple(numbers), dims) for dims, numbers in alike.items()]
 
     def frozen(self, tensor: str, dim: int) -> str:
         """Why some of a dimension stays, ``""`` if all of it can be cut."""
