@@ -12,7 +12,7 @@ from fxprune.checkpoint import load, save
 from fxprune.errors import FxpruneError
 from fxprune.masks import Masks, cut
 from fxprune.model import PrunedModel
-from fxprune.pipeline import prune
+from fxprune.pipeline import prune, prune_channels
 from fxprune.regions import CapturedModel
 from fxprune.report import CompressionReport, report
 from fxprune.saliency import Saliency
@@ -42,6 +42,7 @@ __all__ = [
     "find_weights",
     "load",
     "prune",
+    "prune_channels",
     "report",
     "save",
     "score_batches",

@@ -22,12 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fxprune.capture import capture
-from fxprune.errors import CheckpointError, ModelSpecError
+from fxprune.errors import CheckpointError, ModelSpecError, ShrinkError
 from fxprune.examples import example
 from fxprune.files import readable, replacing, synced
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
 from fxprune.rewrite import mask_name
+from fxprune.shrink import without
 from fxprune.training.state import TrainingState
 from fxprune.weights import Weights, find_weights
 from fxprune.zoo import ModelSpec, build, runs_user_code
@@ -283,6 +284,11 @@ def load(
         example_inputs, example_kwargs = made.args, made.kwargs
     with working("capturing the model"):
         captured = capture(module, example_inputs or (), example_kwargs)
+    if manifest.record is not None and manifest.record.removed:
+        try:
+            captured = without(captured, manifest.record.removed)
+        except ShrinkError as error:
+            raise CheckpointError(f"{folder}: its channels are not those of the model: {error}") from error
     weights = _recorded_weights(find_weights(captured), manifest, state, folder)
     masks = {weight.name: state[mask_name(weight)].bool() for weight in weights}
     pruned = PrunedModel(captured, weights, masks, manifest.record)

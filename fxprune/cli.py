@@ -126,7 +126,10 @@ def models(
 def prune(
     model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FACTORY or PKG.MOD:FACTORY.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
-    sparsity: Annotated[float, typer.Option(help="Share of the prunable weights to remove, in [0, 1).")],
+    sparsity: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Share of the prunable weights to remove, in [0, 1)."),
+    ] = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH or tiny-imagenet:PATH."),
@@ -153,6 +156,17 @@ def prune(
     ] = True,
     include: Annotated[list[str] | None, typer.Option(help="Globs of weights to prune; all by default.")] = None,
     exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
+    granularity: Annotated[
+        str, typer.Option(help="weight, or channel: whole channels and heads go, and tensors are smaller.")
+    ] = "weight",
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What channels may cost: macs=0.5 or params=0.5, of the whole model's."),
+    ] = None,
+    normalise: Annotated[
+        str, typer.Option(help="Divide the score of a channel by its cost, its size, or none.")
+    ] = "cost",
+    round_to: Annotated[int, typer.Option(help="Keep a multiple of so many channels.")] = 1,
     sanity: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Scramble on purpose: invert, shuffle or reinitialise."),
@@ -195,6 +209,10 @@ def prune(
         live=live,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        granularity=granularity,
+        budget=budget,
+        normalise=normalise,
+        round_to=round_to,
         sanity=sanity,
         memory=memory,
         seed=seed,

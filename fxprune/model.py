@@ -36,6 +36,9 @@ class PruneRecord:
         cut_off: places of the outputs, in flat order, that no longer depend on the input.
         sanity: name of the sanity check that the masks or the weights went through, if any.
         seed: seed of whatever was drawn.
+        budget: what was to be left where channels were cut, ``"macs=0.5"``.
+        removed: the channels that were cut, of the whole model: one slice of each unit, as the name of a tensor, a
+            dimension and indices. The others follow from these.
     """
 
     criterion: str
@@ -51,6 +54,8 @@ class PruneRecord:
     cut_off: tuple[int, ...]
     sanity: str | None
     seed: int
+    budget: str | None = None
+    removed: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts and lists."""
@@ -65,7 +70,10 @@ class PruneRecord:
         """
         lists = {name: tuple(values[name]) for name in ("floored", "cut_off")}
         changes = tuple(LiveChange(**change) for change in values["changes"])
-        record = cls(**{**values, **lists, "changes": changes})
+        removed = tuple(
+            (str(t), int(dim), tuple(map(int, places))) for t, dim, places in values.get("removed", ())
+        )
+        record = cls(**{**values, **lists, "changes": changes, "removed": removed})
         for name, kinds in _RECORD_TYPES.items():
             if not isinstance(getattr(record, name), kinds):
                 raise TypeError(f"{name} of the record: got {getattr(record, name)!r}")
@@ -76,7 +84,7 @@ _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("criterion", "ranking"), str),
     **dict.fromkeys(("sparsity", "floor", "floor_used", "zero_share"), (int, float)),
     **dict.fromkeys(("rounds", "seed", "live"), int),
-    "sanity": (str, type(None)),
+    **dict.fromkeys(("sanity", "budget"), (str, type(None))),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -15,6 +16,8 @@ from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
 from fxprune.capture import capture
+from fxprune.channels import Budget, Normalise, check_channels, choose
+from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
@@ -23,10 +26,12 @@ from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
+from fxprune.proof import proven
 from fxprune.regions import CapturedModel
 from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
 from fxprune.scoring import Batch, Scoring, differentiating, on_device, prepare, repeatable
+from fxprune.shrink import removed, shrink
 from fxprune.weights import find_weights
 
 logger = logging.getLogger(__name__)
@@ -106,21 +111,13 @@ def prune(
     """
     check_cut(sparsity, ranking, floor)
     check_sanity(sanity)
-    distributed.require_equal((model.host if isinstance(model, CapturedModel) else model).parameters())
     sparsities = schedule_of(sparsity, rounds, schedule)
     chosen = criteria.get(criterion)
-    batches = None if data is None else replayable(data)
-    with repeatable(seed, batches):
-        first = _first_inputs(batches)
-    if isinstance(model, CapturedModel):
-        captured = model
-    else:
-        with working("capturing the model"):
-            captured = capture(model, *_example(model, example_inputs, example_kwargs, first))
+    batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
     weights = find_weights(captured).select(include, exclude)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
-    constants = {name: v for name, v in (example_kwargs or {}).items() if not _holds_tensor(v)}
+    constants = _constants(example_kwargs)
     scoring = prepare(captured, weights, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     scoring = replace(scoring, constants=constants, memory=memory)
     inverted = sanity == "invert"
@@ -159,6 +156,116 @@ def prune(
     return pruned
 
 
+@differentiating()
+def prune_channels(
+    model: nn.Module | CapturedModel,
+    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    data: Iterable[Batch] | None = None,
+    *,
+    budget: str | Budget,
+    criterion: str | Score = "grasp",
+    example_kwargs: Mapping[str, Any] | None = None,
+    loss_fn: Loss | None = None,
+    temperature: float = 200.0,
+    normalise: Normalise = "cost",
+    floor: float = DEFAULT_FLOOR,
+    round_to: int = 1,
+    live: bool = True,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    memory: int | None = None,
+    seed: int = 0,
+) -> PrunedModel:
+    """Cut whole channels and attention heads of a module at initialisation; what is left are smaller tensors.
+
+    What has to be cut together is found in the captured graphs (`fxprune.coupling`) and ranked by the sum of its
+    weights' saliencies (`fxprune.channels`). The result is a smaller dense network, whose masks keep everything.
+    It computes what the whole one computes with zeros in the places that are gone, which is tried in both modes
+    before it is returned (`fxprune.proof`). The module is left as it was.
+
+    Args:
+        model: as of `prune`.
+        example_inputs: as of `prune`.
+        data: as of `prune`.
+        criterion: as of `prune`; one that is meant for many rounds scores once.
+        example_kwargs: as of `prune`.
+        loss_fn: as of `prune`.
+        temperature: as of `prune`.
+        live: as of `prune`.
+        memory: as of `prune`.
+        seed: as of `prune`.
+        budget: what may be left: ``"macs=0.5"`` for half of the multiply-adds of products with prunable weights,
+            ``"params=0.5"`` for half of the parameters.
+        normalise: divide a unit's saliency by what it costs (``"cost"``), by its ``"size"``, or by ``"none"``.
+        floor: least share of the units along each dimension that stays, and one in any case.
+        round_to: keep a multiple of so many channels, 8 for some runtimes.
+        include: one glob of weight names that may become smaller, or several; all by default.
+        exclude: one glob of weight names to leave, or several.
+
+    Raises:
+        ShrinkError: the budget cannot be met; says what can.
+        CaptureError, WeightError, DataError, ScoreError: as of `prune`.
+    """
+    budget = check_channels(budget, normalise, floor, round_to)
+    chosen = criteria.get(criterion)
+    batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
+    weights = find_weights(captured)
+    selected = weights.select(include, exclude)
+    loss_fn = loss_fn or classification(temperature)
+    at_live_point = live and chosen.live
+    scoring = prepare(captured, selected, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
+    scoring = replace(scoring, constants=_constants(example_kwargs), memory=memory)
+    with kept_by_the_allocator():
+        saliency = chosen.saliency(scoring)
+    with working("finding what is cut together"):
+        coupling = couple(captured)
+    gone = choose(
+        coupling, weights, selected, saliency, budget, normalise=normalise, floor=floor, round_to=round_to
+    )
+    shrunk = shrink(captured, coupling, gone)
+    with working("comparing with the masked model"):
+        proven(captured, shrunk, coupling, gone)
+    left = find_weights(shrunk)
+    plain = replace(prepare(shrunk, left, None, loss_fn, seed=seed), constants=_constants(example_kwargs))
+    masks = Masks({weight.name: torch.ones(weight.shape, dtype=torch.bool) for weight in left})
+    record = PruneRecord(
+        criterion=chosen.name,
+        sparsity=1 - left.numel / weights.numel,
+        rounds=1,
+        ranking="global",
+        floor=floor,
+        floor_used=floor,
+        floored=(),
+        live=at_live_point,
+        changes=scoring.changes if at_live_point else (),
+        zero_share=saliency.zero_share,
+        cut_off=cut_off(plain, masks, _probe(captured, first)),
+        sanity=None,
+        seed=seed,
+        budget=str(budget),
+        removed=removed(coupling, gone),
+    )
+    return PrunedModel(shrunk, left, masks, record)
+
+
+def _begin(
+    model: nn.Module | CapturedModel,
+    example_inputs: Tensor | tuple[Any, ...] | None,
+    example_kwargs: Mapping[str, Any] | None,
+    data: Iterable[Batch] | None,
+    seed: int,
+) -> tuple[Iterable[Batch] | None, Any, CapturedModel]:
+    """The batches, the inputs of the first, and the captured model."""
+    distributed.require_equal((model.host if isinstance(model, CapturedModel) else model).parameters())
+    batches = None if data is None else replayable(data)
+    with repeatable(seed, batches):
+        first = _first_inputs(batches)
+    if isinstance(model, CapturedModel):
+        return batches, first, model
+    with working("capturing the model"):
+        return batches, first, capture(model, *_example(model, example_inputs, example_kwargs, first))
+
+
 def _score(
     criterion: Criterion,
     scoring: Scoring,
@@ -195,8 +302,13 @@ def _score(
     return saliency, masks, zero_share
 
 
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+def _constants(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments by keyword that hold no tensor."""
+
+    def holds_tensor(value: Any) -> bool:
+        return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+    return {name: value for name, value in (kwargs or {}).items() if not holds_tensor(value)}
 
 
 def _first_inputs(batches: Iterable[Batch] | None) -> Any:

@@ -82,10 +82,8 @@ def masked(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) ->
 
 def _mask(weight: PrunableWeight, coupling: Coupling, kept: Kept) -> Tensor:
     mode, site = next(iter(weight.sites.items()))
-    flow = coupling.flows[weight.region, mode]
-    labels = next(value for node, value in flow.values.items() if node.name == site)
     mask = torch.ones(weight.shape, dtype=torch.bool)
-    for dim, array in enumerate(labels):
+    for dim, array in enumerate(coupling.labels_at(weight.region, mode, site)):
         mask &= torch.from_numpy(kept(array)).view([-1 if place == dim else 1 for place in range(mask.dim())])
     return mask
 

@@ -86,9 +86,10 @@ class Recipe:
             RecipeError: the file cannot be read, or says something that no setting is for.
         """
         tables = read_tables(path, "a recipe", _TABLES, RecipeError)
-        for table, entry in (("model", "name"), ("prune", "sparsity")):
-            if entry not in tables[table]:
-                raise RecipeError(f"{path}: [{table}] lacks {entry!r}")
+        if "name" not in tables["model"]:
+            raise RecipeError(f"{path}: [model] lacks 'name'")
+        if not {"sparsity", "budget"} & set(tables["prune"]):
+            raise RecipeError(f"{path}: [prune] lacks 'sparsity', or a 'budget' for channels")
         _check_types(path, tables["prune"])
         prune_settings: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()
@@ -161,7 +162,7 @@ def run(
         say(f"going on in {folder}, which holds a run of this recipe that was interrupted")
     else:
         require_free(folder, force=force)
-        say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.sparsity:.1%} sparsity")
+        say(f"pruning {job.spec.name.rpartition('/')[2]} by {job.criterion} to {job.goal}")
         pruned = prune_stage(job, folder, force=force, notes={"recipe": recipe.digest})
     tell = _teller(say)
     images = data_sets.load(job.data, read_manifest(folder).input_shape or ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxprune import operators
-from fxprune.coupling import Coupling
+from fxprune.coupling import Coupling, couple
 from fxprune.coupling.atoms import Labels
 from fxprune.coupling.rules import argument, whole_groups
 from fxprune.errors import ShrinkError
@@ -42,6 +42,37 @@ def shrink(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) ->
     return result
 
 
+def removed(coupling: Coupling, cut: Collection[int]) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
+    """What `without` needs to cut the same units again: an index of each, by tensor and dimension."""
+    units = coupling.units()
+    found: dict[tuple[str, int], list[int]] = {}
+    for number in sorted(cut):
+        first = units[number].slices[0]
+        found.setdefault((first.tensor, first.dim), []).append(first.indices[0])
+    return tuple((tensor, dim, tuple(indices)) for (tensor, dim), indices in found.items())
+
+
+def without(captured: CapturedModel, removed: Iterable[tuple[str, int, tuple[int, ...]]]) -> CapturedModel:
+    """Cut the units that `removed` told of.
+
+    Raises:
+        ShrinkError: the model has no such unit.
+    """
+    coupling = couple(captured)
+    cut: set[int] = set()
+    for tensor, dim, indices in removed:
+        labels = coupling.state.get(tensor, ())
+        if not 0 <= dim < len(labels) or not set(indices) <= set(range(len(labels[dim]))):
+            raise ShrinkError(
+                f"expected a dimension {dim} of {tensor!r} with indices up to {max(indices, default=0)}"
+            )
+        roots = coupling.roots(tensor, dim)[list(indices)]
+        if not roots.all():
+            raise ShrinkError(f"{tensor}: dimension {dim} cannot be cut: {coupling.frozen(tensor, dim)}")
+        cut.update(int(root) for root in roots)
+    return shrink(captured, coupling, cut)
+
+
 class Kept:
     """Which indices are left when units are cut.
 
@@ -61,19 +92,10 @@ class Kept:
         self._atoms = coupling.atoms
         self._cut = np.zeros(len(coupling.atoms), bool)
         self._cut[list(cut)] = True
-        for name, labels in coupling.state.items():
-            self._require_some(name, labels)
-        for flow in coupling.flows.values():
-            for node, value in flow.values.items():
-                self._require_some(node.name, value)
-
-    def _require_some(self, name: str, value: Any) -> None:
-        for place, labels in enumerate(value or ()):
-            if isinstance(labels, tuple):
-                self._require_some(name, labels)
-            elif len(labels) and not self(labels).any():
+        for name, dim, labels in coupling.lines():
+            if not self(labels).any():
                 raise ShrinkError(
-                    f"{name}: expected to keep some of dimension {place}, got cuts of all {len(labels)}; cut less"
+                    f"{name}: expected to keep some of dimension {dim}, got cuts of all {len(labels)}; cut less"
                 )
 
     def __call__(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,17 +18,18 @@ from fxprune import data as data_sets
 from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.capture import capture
+from fxprune.channels import check_channels
 from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
 from fxprune.coupling import couple
 from fxprune.devices import find_device
-from fxprune.errors import CheckpointError, DataError, ResumeError
+from fxprune.errors import CheckpointError, DataError, MaskError, ResumeError
 from fxprune.examples import example
 from fxprune.loss import classification
 from fxprune.masks import check_cut
 from fxprune.masks import schedule as sparsities
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
-from fxprune.pipeline import DEFAULT_FLOOR, prune
+from fxprune.pipeline import DEFAULT_FLOOR, prune, prune_channels
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
@@ -47,6 +48,11 @@ _COMPARED = 50  # images, spread over the test set, on which a file's classes ar
 # hundreds at the size of CIFAR.
 _CHUNK_PIXELS = 2**20
 
+# settings of a job that `prune` and `prune_channels` have under the same names
+_SHARED = ("criterion", "temperature", "floor", "live", "include", "exclude", "seed")
+_WEIGHTS = ("sparsity", "rounds", "schedule", "ranking", "sanity")
+_CHANNELS = ("budget", "normalise", "round_to")
+
 
 @dataclass(frozen=True)
 class PruneJob:
@@ -55,6 +61,9 @@ class PruneJob:
     Attributes:
         model: the network. Its number of classes follows the data unless it is given.
         data: data spec, see `fxprune.data.load`; None for criteria that need none.
+        sparsity: share of single weights to remove; None for channels.
+        granularity: ``"weight"``, or ``"channel"`` for smaller tensors, see `fxprune.prune_channels`.
+        budget: what channels may cost, as ``"macs=0.5"``.
         per_class: score images of each class.
         score_batch: score images at a time; by default as many as hold a million pixels.
         memory: GiB that GraSP may use to be fast; 0 asks for as little as possible, None for 60% of what is free.
@@ -63,7 +72,7 @@ class PruneJob:
 
     model: ModelSpec
     data: str | None
-    sparsity: float
+    sparsity: float | None = None
     criterion: str = "grasp"
     per_class: int = 10
     score_batch: int | None = None
@@ -79,14 +88,37 @@ class PruneJob:
     memory: float | None = None
     seed: int = 0
     device: str = "cpu"
+    granularity: str = "weight"
+    budget: str | None = None
+    normalise: str = "cost"
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         # mistakes are told before a model is built and data is read
-        check_cut(self.sparsity, self.ranking, self.floor)
-        sparsities(self.sparsity, self.rounds, self.schedule)  # type: ignore[arg-type]  # checked there
+        if self.granularity not in ("weight", "channel"):
+            raise MaskError(f"granularity: expected weight or channel, got {self.granularity!r}")
+        if (self.sparsity is None) == (self.granularity == "weight") or (self.budget is None) == self.wide:
+            raise MaskError(
+                "expected a sparsity, such as 0.9, to prune weights, or a budget, such as macs=0.5, and "
+                f"granularity channel; got sparsity {self.sparsity}, budget {self.budget} and granularity "
+                f"{self.granularity}"
+            )
+        check_channels(self.budget or "macs=1", self.normalise, self.floor, self.round_to)
+        check_cut(self.sparsity or 0.0, self.ranking, self.floor)
+        sparsities(self.sparsity or 0.0, self.rounds, self.schedule)  # type: ignore[arg-type]  # checked there
         check_sanity(self.sanity)
         criteria.get(self.criterion)
         classification(self.temperature)
+
+    @property
+    def wide(self) -> bool:
+        """Whether whole channels go."""
+        return self.granularity == "channel"
+
+    @property
+    def goal(self) -> str:
+        """What is asked for, in words."""
+        return f"{self.sparsity:.1%} sparsity" if self.sparsity is not None else f"{self.budget} by channels"
 
     @property
     def spec(self) -> ModelSpec:
@@ -106,25 +138,10 @@ def prune_stage(
     module, shape = zoo.build(spec)
     module.to(find_device(job.device))
     made = example(module, shape)
-    pruned = prune(
-        module,
-        made.args,
-        _score_data(job, shape),
-        example_kwargs=made.kwargs,
-        sparsity=job.sparsity,
-        criterion=job.criterion,
-        temperature=job.temperature,
-        rounds=job.rounds,
-        schedule=job.schedule,  # type: ignore[arg-type]  # both are checked where they are used
-        ranking=job.ranking,  # type: ignore[arg-type]
-        floor=job.floor,
-        live=job.live,
-        include=job.include,
-        exclude=job.exclude,
-        sanity=job.sanity,  # type: ignore[arg-type]
-        memory=None if job.memory is None else int(job.memory * 2**30),
-        seed=job.seed,
-    ).cpu()
+    settings = {name: getattr(job, name) for name in (*_SHARED, *(_CHANNELS if job.wide else _WEIGHTS))}
+    settings["memory"] = None if job.memory is None else int(job.memory * 2**30)
+    start = prune_channels if job.wide else prune
+    pruned = start(module, made.args, _score_data(job, shape), example_kwargs=made.kwargs, **settings).cpu()
     score = {"per_class": job.per_class, "score_batch": job.score_batch}
     notes = {**(notes or {}), "data": job.data, "score": score, "training": []}
     if distributed.rank() == 0:
@@ -329,7 +346,9 @@ def report_stage(
 def _recorded_job(pruned: PrunedModel, spec: ModelSpec, notes: Mapping[str, Any]) -> PruneJob | None:
     """What decided the initial weights and the score batches; None where that is not recorded."""
     record, score = pruned.record, notes.get("score")
-    if record is None or score is None or notes.get("data") is None or record.sanity == "reinitialise":
+    if record is None or score is None or notes.get("data") is None:
+        return None
+    if record.sanity == "reinitialise" or record.removed:  # the initial weights were others, or more
         return None
     return PruneJob(spec, notes["data"], record.sparsity, seed=record.seed, **score)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +57,19 @@ class Coupling:
     Attributes:
         atoms: what is joined.
         state: labels of parameters and buffers by name.
+        parameters: names of the parameters among `state`.
         flows: labels of the values in each region's graphs.
     """
 
     atoms: Atoms
     state: Mapping[str, Labels]
+    parameters: frozenset[str]
     flows: Mapping[tuple[str, Mode], Flow]
+
+    def labels_at(self, region: str, mode: Mode, node: str) -> Labels:
+        """Labels of the value of a node."""
+        values = self.flows[region, mode].values
+        return next(labels for each, labels in values.items() if each.name == node)
 
     def roots(self, tensor: str, dim: int) -> NDArray[np.int64]:
         """The unit of each index of a dimension, 0 for those that stay."""
@@ -85,6 +92,17 @@ class Coupling:
         for number, unit in self.units().items():
             alike.setdefault(tuple((s.tensor, s.dim, len(s.indices)) for s in unit.slices), []).append(number)
         return [Family(tuple(numbers), dims) for dims, numbers in alike.items()]
+
+    def lines(self) -> Iterator[tuple[str, int, NDArray[np.int64]]]:
+        """Name, dimension and labels of every tensor, activations included, dimension by dimension."""
+        values = [*self.state.items()]
+        values += [(node.name, value) for flow in self.flows.values() for node, value in flow.values.items()]
+        for name, value in values:
+            several = bool(value) and isinstance(value[0], tuple)
+            for labels in value if several else [value]:
+                for dim, array in enumerate(labels or ()):
+                    if len(array):
+                        yield name, dim, array
 
     def frozen(self, tensor: str, dim: int) -> str:
         """Why some of a dimension stays, ``""`` if all of it can be cut."""
@@ -124,7 +142,8 @@ def _read(captured: CapturedModel, splits: Splits) -> Coupling:
                 local[name] = by_id[id(tensor)]
         for mode in MODES:
             flows[path, mode] = Flow(atoms, splits, region._fxprune[mode], local)
-    return Coupling(atoms, state, flows)
+    parameters = {name for name, _ in captured.host.named_parameters()}
+    return Coupling(atoms, state, frozenset(parameters & set(state)), flows)
 
 
 def _draw(atoms: Atoms, name: str, tensor: Tensor) -> Labels:
