@@ -467,7 +467,9 @@ def compat_run(
         Optional[str],  # noqa: UP045
         typer.Option(help="timm, torchvision or transformers; all that are installed by default."),
     ] = None,
-    stage: Annotated[str, typer.Option(help="The last stage to go through: capture, prune or onnx.")] = "capture",
+    stage: Annotated[
+        str, typer.Option(help="The last stage to go through: capture, prune or onnx; or shrink, after capture.")
+    ] = "capture",
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the models, from 1 on.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, help="Models at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a file; skip what is in it.")] = False,

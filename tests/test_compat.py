@@ -240,7 +240,7 @@ def test_smallest_first_where_sizes_are_known() -> None:
     tasks = plan.plan(KNOWN[:3], "capture", rows, memory=5, threads=3, seed=4)
     assert [task.model for task in tasks] == ["timm:net2", "timm:net1", "timm:net0"]
     assert tasks[0] == Task("timm:net2", "capture", seed=4, memory=5, threads=3)
-    with pytest.raises(CompatError, match="expected one of capture, prune, onnx, got 'train'"):
+    with pytest.raises(CompatError, match="expected one of capture, prune, onnx, shrink, got 'train'"):
         plan.plan(KNOWN, "train", rows, memory=1)
 
 
@@ -291,6 +291,18 @@ def test_the_last_row_of_each_stage_counts() -> None:
         "failed": {"stage": "capture", "kind": "Crash", "reason": "gone", "traceback": []}, "capture": {}
     }])  # fmt: skip
     assert again[0].status == {"capture": "failed"}  # what an older row said of later stages holds no more
+
+
+def test_smaller_images_on_the_way_do_not_replace_a_capture() -> None:
+    """Rows of later stages say something of the capture only where it was not looked at for itself, or failed."""
+    own = {**FACTS["capture"], "inputs": ["2x3x224x224"]}
+    later = {**FACTS, "capture": {**FACTS["capture"], "inputs": ["2x3x64x64"]}}
+    rows = [row_of("timm:a", at="1", capture=own), row_of("timm:a", "onnx", at="2", **later)]
+    (entry,) = table.entries(rows)
+    assert entry.fact("capture", "inputs") == ["2x3x224x224"]
+    assert entry.status == dict.fromkeys(FACTS, "passed")
+    (entry,) = table.entries([*rows, row_of("timm:a", "shrink", at="3", capture=later["capture"], shrink={})])
+    assert entry.status == dict.fromkeys((*FACTS, "shrink"), "passed")
 
 
 def test_rates_are_counted() -> None:
@@ -431,6 +443,18 @@ def test_a_model_goes_through_all_stages(notes: Notes) -> None:
     assert prune["ones"] == {"train": 0.0, "eval": 0.0, "buffers": 0.0, "varies": True}
     assert prune["masked"]["varies"]
     assert onnx["difference"] < 1e-5
+    json.dumps(notes.facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_half_of_the_channels_go(notes: Notes, name: str) -> None:
+    stages.examine(Task(f"timm:{name}", "shrink", image=64), notes)
+    assert list(notes.facts) == ["capture", "shrink"]
+    shrink = notes.facts["shrink"]
+    assert 0.45 <= shrink["macs"] <= 0.5
+    assert shrink["parameters"] < notes.facts["capture"]["parameters"]
+    assert shrink["units"] > 100
+    assert all(0 < share < 0.5 for share in shrink["stays"].values())
     json.dumps(notes.facts, allow_nan=False)
 
 

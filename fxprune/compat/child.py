@@ -20,8 +20,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-Stage = Literal["capture", "prune", "onnx"]
-STAGES: tuple[Stage, ...] = ("capture", "prune", "onnx")
+Stage = Literal["capture", "prune", "onnx", "shrink"]
+STAGES: tuple[Stage, ...] = ("capture", "prune", "onnx", "shrink")
+# what is gone through to get to a stage
+PATHS: dict[Stage, tuple[Stage, ...]] = {
+    "capture": ("capture",),
+    "prune": ("capture", "prune"),
+    "onnx": ("capture", "prune", "onnx"),
+    "shrink": ("capture", "shrink"),
+}
 GIB = 2**30
 
 _FRAMES = 4  # of the traceback in a row, those in torch left out but for the last
@@ -34,7 +41,7 @@ class Task:
 
     Attributes:
         model: its name, see `fxprune.zoo`.
-        stage: the last stage to go through.
+        stage: the last stage to go through, see `PATHS`.
         seed: of its weights, its inputs, and whatever is drawn.
         memory: bytes that the process may hold.
         threads: of torch.

@@ -17,6 +17,7 @@ _DISTRIBUTIONS = {
     "capture": ("torch",),
     "prune": ("torch",),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "shrink": ("torch", "onnx", "onnxscript", "onnxruntime"),
 }
 
 

@@ -16,8 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune import CapturedModel, PrunedModel, Weights, capture, criteria, export_onnx, find_weights, prune, zoo
+from fxprune import (
+    CapturedModel,
+    PrunedModel,
+    Weights,
+    capture,
+    criteria,
+    export_onnx,
+    find_weights,
+    prune,
+    prune_channels,
+    zoo,
+)
 from fxprune.compat.child import GIB, Journal, Task
+from fxprune.coupling import Coupling, couple
 from fxprune.errors import CompatError
 from fxprune.examples import Example, example
 from fxprune.masks import kept_count
@@ -25,6 +37,7 @@ from fxprune.program import Program
 from fxprune.scoring import Scoring
 
 SPARSITY = 0.9
+SHARE = 0.5  # of the multiply-adds that are left when channels are cut
 TEMPERATURE = 200.0
 
 # The model, its captured copy, the scoring copy's gradients and products, masks and saliencies:
@@ -98,6 +111,10 @@ def examine(task: Task, journal: Journal) -> None:
         return
     if subject.device == "meta":
         return  # too large: the row says so
+    if task.stage == "shrink":
+        with journal.stage("shrink"):
+            _shrink(task, subject, journal)
+        return
     with journal.stage("prune"):
         pruned = _prune(task, subject, journal)
     if task.stage == "prune":
@@ -363,6 +380,42 @@ def _leaf_difference(one: Any, other: Any) -> float:
         return 0.0
     largest = (one[finite] - other[finite]).abs().max() / one[finite].abs().max()
     return float(largest) if torch.isfinite(largest) else math.inf
+
+
+# --- shrink
+
+
+def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
+    """Cut channels until half of the multiply-adds are left; `prune_channels` proves the cut, the export its file.
+
+    By magnitude, which needs no data and no gradients: what is tried is what can be cut, not what should be.
+    """
+    captured = subject.captured
+    coupling = couple(captured)
+    weights = find_weights(captured)
+    journal.note(units=sum(len(family.units) for family in coupling.families()), stays=_stays(coupling, weights))
+    options: dict[str, Any] = {"criterion": "magnitude", "live": False, "floor": 0.0, "seed": task.seed}
+    shrunk = prune_channels(captured, budget=f"macs={SHARE}", **options)
+    whole, left = (sum(weight.macs for weight in found) for found in (weights, shrunk.weights))
+    journal.note(macs=round(left / whole, 4), parameters=_count(shrunk))
+    checks = Checks()
+    least = SHARE - 0.05
+    checks.require(left >= least * whole, f"{left / whole:.1%} of the multiply-adds are left: a unit is large")
+    with TemporaryDirectory() as folder:
+        result = export_onnx(shrunk, Path(folder) / "model.onnx", encoding="dense")
+    journal.note(checks=[check.name for check in result.checks], difference=result.difference)
+    checks.verdict()
+
+
+def _stays(coupling: Coupling, weights: Weights) -> dict[str, float]:
+    """The share of the prunable elements of which no dimension can be cut, by the reason; the largest first."""
+    found = Counter[str]()
+    for weight in weights:
+        labels = [coupling.state[name] for name in weight.parameters[:1] if name in coupling.state]
+        if not any(coupling.atoms.roots(array).any() for dims in labels for array in dims):
+            reason = next((coupling.atoms.why(array) for dims in labels for array in dims), "it is computed")
+            found[reason.partition(" (")[0]] += weight.numel
+    return {reason: round(count / weights.numel, 4) for reason, count in found.most_common(5)}
 
 
 # --- onnx

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fxprune.compat.child import STAGES
+from fxprune.compat.child import PATHS, STAGES
 from fxprune.errors import CompatError
 from fxprune.files import replacing
 from fxprune.rows import Row
@@ -85,7 +85,11 @@ def entries(rows: Iterable[Row]) -> list[Entry]:
     last: dict[str, dict[str, Row]] = {}
     for row in rows:
         known = last.setdefault(row["model"], {})
-        for stage in STAGES[: STAGES.index(row["stage"]) + 1]:
+        for stage in PATHS[row["stage"]]:
+            # on the way to a later stage, images may be smaller than where the stage was looked at for itself
+            passed = stage in row and _failed_stage(row) != stage
+            if stage != row["stage"] and passed and known.get(stage, {}).get("stage") == stage:
+                continue
             known.pop(stage, None)
             if _reached(row, stage):
                 known[stage] = row
@@ -94,7 +98,7 @@ def entries(rows: Iterable[Row]) -> list[Entry]:
 
 
 def _reached(row: Row, stage: str) -> bool:
-    too_large = stage == "prune" and "too_large" in row.get("capture", {})
+    too_large = stage in PATHS[row["stage"]][1:2] and "too_large" in row.get("capture", {})
     return stage in row or too_large or _failed_stage(row) == stage
 
 
