@@ -28,7 +28,7 @@ from fxprune.study.lab import Lab
 from fxprune.study.methods import METHODS
 from fxprune.study.runner import ROWS, run
 from fxprune.study.setting import Kind, Setting
-from fxprune.study.studies import STUDIES
+from fxprune.study.studies import STUDIES, ntk
 from fxprune.study.tables import Spread, markdown
 
 ROOT = Path(__file__).parent.parent
@@ -541,3 +541,33 @@ def test_the_settings_of_the_zoo_are_read(file: Path) -> None:
     setting = Setting.read(file)
     assert len(setting.seeds) >= 3
     assert all(study.experiments(setting, list(setting.networks)) for study in STUDIES.values())
+
+
+# --- figures
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (12.345, 3.4, "12.3 ± 3.4"),
+        (112, 170, "112 ± 170"),
+        (0.0405, 0.033, "0.0405 ± 0.0330"),
+        (568000, 55000, "(5.68 ± 0.55)e+05"),
+        (-0.454, 1.5, "-0.45 ± 1.50"),
+        (2.5e-7, 0, "(2.50 ± 0.00)e-07"),
+        (0, 0, "0.00 ± 0.00"),
+    ],
+)
+def test_a_mean_and_its_spread_have_the_same_decimals(mean: float, deviation: float, text: str) -> None:
+    assert Spread(mean, deviation, 3).number() == text
+
+
+def test_a_kernel_of_zeros_is_not_drawn() -> None:
+    cell = {"network": "net", "sparsity": 0.98, "seeds": 3}
+    cells = [
+        {**cell, "method": "grasp", "eigenvalues": [1e3, 1.0, 1e-9]},
+        {**cell, "method": "random", "eigenvalues": [0.0, 0.0, 0.0]},
+    ]
+    (axes,) = ntk._plot({"cells": cells}).axes
+    (line,) = axes.get_lines()
+    assert list(line.get_ydata()) == [1e3, 1.0]

@@ -88,9 +88,11 @@ def _index(
     """A page that leads to the others, with the paper's claims."""
     versions = sorted({json.dumps(row["versions"], sort_keys=True) for row in rows})
     there = [each for each in numbers if (folder / f"{each.name}.md").exists()]
+    names = ["all"] if len(there) == len(STUDIES) else [each.name for each in there]
+    minutes = sum(row.get("seconds", 0.0) for row in rows) / 60
     parts = [
         f"# {setting.name}",
-        f"    {_command('all', path)}",
+        "\n".join(f"    {_command(name, path)}" for name in names),
         f"Data: {setting.data}"
         + (f", {setting.limit:,} training images" if setting.limit else "")
         + f"; seeds {', '.join(map(str, setting.seeds))}; networks "
@@ -100,7 +102,7 @@ def _index(
         )
         + f". {len(rows)} rows in [{ROWS_FILE}]({ROWS_FILE}), which also say with which versions they were made: "
         + "; ".join(_versions(text) for text in versions)
-        + ".",
+        + f". Finding masks and training took {minutes:.0f} minutes in all, one experiment after the other.",
         "\n".join(f"- [{each.question}]({each.name}.md)" for each in there),
         "\n".join(f"- Failed, and left out: {_told(row)}" for row in rows if "failed" in row),
         claims_page({each.name: found for each, found in numbers.items()}),

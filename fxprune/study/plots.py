@@ -57,6 +57,8 @@ def lines(
             figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
         ):
             for name, points in series.items():
+                if not points:
+                    continue
                 place = names.index(name)
                 xs = sorted(points)
                 means, deviations = zip(*(points[x] for x in xs), strict=True)
@@ -64,7 +66,7 @@ def lines(
                 axes.errorbar(
                     xs,
                     means,
-                    deviations,
+                    deviations if any(deviations) else None,
                     label=name,
                     color="black" if strong else f"C{place % 10}",
                     linestyle="-" if place < 10 or strong else "--",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,13 @@ class Spread:
         return text if wanted in (None, self.count) else f"{text} ({self.count} of {wanted} seeds)"
 
     def number(self) -> str:
-        """As ``12 ± 3.4``, in two or three digits."""
-        return f"{self.mean:.3g} ± {self.deviation:.2g}"
+        """As ``12.3 ± 3.4`` or ``(5.68 ± 0.55)e+05``: both with the decimals that give the larger three digits."""
+        larger = max(abs(self.mean), abs(self.deviation))
+        power = math.floor(math.log10(larger)) if larger else 0
+        if -4 < power < 4:
+            decimals = max(0, 2 - power)
+            return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
+        return f"({self.mean / 10**power:.2f} ± {self.deviation / 10**power:.2f})e{power:+03d}"
 
 
 def _rounded(value: float) -> float:

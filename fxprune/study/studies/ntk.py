@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = ("trace", "largest", "alignment", "predicted_decrease", "real_decrease")
+_ZERO = 1e-9  # of the largest: what is less is rounding, and not drawn
 METHODS = ("dense", "random", "snip", "grasp")
 
 
@@ -89,7 +90,11 @@ def _plot(numbers: dict[str, Any]) -> Figure:
         shown = [*([dense[network]] if network in dense else []), *own]
         panels[f"{network}, {sparsity:.1%}"] = (
             {
-                cell["method"]: {float(i + 1): (value, 0.0) for i, value in enumerate(cell["eigenvalues"])}
+                cell["method"]: {
+                    float(place): (value, 0.0)
+                    for place, value in enumerate(cell["eigenvalues"], 1)
+                    if value > _ZERO * cell["eigenvalues"][0]
+                }
                 for cell in shown
             },
             None,
@@ -105,3 +110,7 @@ NTK = Study(
     _page,
     _plot,
 )
+
+
+def _spectrum(values: Sequence[float]) -> dict[float, tuple[float, float]]:
+    return {float(place): (value, 0.0) for place, value in enumerate(values, 1) if value > _ZERO * values[0]}
