@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def capture(
     module: nn.Module,
-    args: tuple[Any, ...],
+    args: Tensor | tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -39,9 +39,9 @@ def capture(
 
     Args:
         module: any module.
-        args: example inputs, positional. Their first dimension is taken for the batch; a batch of one is
-            doubled for the capture, since torch specialises graphs to sizes of one. A model that is captured
-            in parts is run on them in both modes.
+        args: example inputs, positional, or the only one. Their first dimension is taken for the batch; a batch
+            of one is doubled for the capture, since torch specialises graphs to sizes of one. A model that is
+            captured in parts is run on them in both modes.
         kwargs: example inputs by keyword.
         dynamic_shapes: as in `torch.export.export`. Default: the batch dimension may change and
             everything else is fixed.
@@ -52,7 +52,8 @@ def capture(
     if not isinstance(module, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module to capture, got {type(module).__name__}")
     _require_initialised(module)
-    inputs = bind(inspect.signature(module.forward), tuple(args), dict(kwargs or {}))
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    inputs = bind(inspect.signature(module.forward), args, dict(kwargs or {}))
     try:
         return _capture_whole(module, inputs, dynamic_shapes)
     except CaptureError as error:

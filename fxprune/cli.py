@@ -157,7 +157,11 @@ def prune(
     include: Annotated[list[str] | None, typer.Option(help="Globs of weights to prune; all by default.")] = None,
     exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
     granularity: Annotated[
-        str, typer.Option(help="weight, or channel: whole channels and heads go, and tensors are smaller.")
+        str,
+        typer.Option(
+            help="weight; channel, where whole channels and heads go and tensors get smaller; or a pattern: 2:4 "
+            "keeps two of every four weights."
+        ),
     ] = "weight",
     budget: Annotated[
         Optional[str],  # noqa: UP045

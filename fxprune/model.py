@@ -39,6 +39,7 @@ class PruneRecord:
         budget: what was to be left where channels were cut, ``"macs=0.5"``.
         removed: the channels that were cut, of the whole model: one slice of each unit, as the name of a tensor, a
             dimension and indices. The others follow from these.
+        pattern: what every group of elements keeps, ``"2:4"``.
     """
 
     criterion: str
@@ -56,6 +57,7 @@ class PruneRecord:
     seed: int
     budget: str | None = None
     removed: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    pattern: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts and lists."""
@@ -84,7 +86,7 @@ _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("criterion", "ranking"), str),
     **dict.fromkeys(("sparsity", "floor", "floor_used", "zero_share"), (int, float)),
     **dict.fromkeys(("rounds", "seed", "live"), int),
-    **dict.fromkeys(("sanity", "budget"), (str, type(None))),
+    **dict.fromkeys(("sanity", "budget", "pattern"), (str, type(None))),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -69,6 +70,11 @@ def name_of(node: fx.Node) -> str:
     return "getitem" if node.target is operator.getitem else getattr(node.target, "__name__", "")
 
 
+def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by position or by name."""
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
     target = node.target
@@ -80,6 +86,35 @@ def source(node: fx.Node) -> fx.Node:
     while name_of(node) in SELECTIONS and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
+
+
+_COPIES = frozenset("alias clone contiguous detach lift_fresh_copy to _to_copy type_as".split())
+
+
+def dims_of(node: fx.Node, origin: fx.Node) -> dict[int, int]:
+    """Which dimension of `origin` each dimension of a view of it runs along, all of it and in order.
+
+    Told by strides. Dimensions that were split, joined, cut or copied into another order are left out.
+    """
+    path: list[fx.Node] = []
+    while node is not origin:
+        path.append(node)
+        node = node.args[0]  # type: ignore[assignment]  # a selection's first argument is what it shows
+    whole = torch.empty(origin.meta["shape"], device="meta")
+    view: Any = whole
+    for step in reversed(path):
+        if name_of(step) in _COPIES:
+            continue  # whatever the copy's memory looks like, its dimensions are the same
+        if len(step.all_input_nodes) > 1:
+            return {}
+        view = step.target(view, *step.args[1:], **step.kwargs)  # type: ignore[operator]  # a function
+        if isinstance(view, torch.Tensor) and view.untyped_storage()._cdata != whole.untyped_storage()._cdata:
+            return {}
+    runs = {
+        (size, stride): dim for dim, (size, stride) in enumerate(zip(whole.shape, whole.stride(), strict=True))
+    }
+    shown = enumerate(zip(view.shape, view.stride(), strict=True))
+    return {dim: runs[run] for dim, run in shown if run in runs}
 
 
 def allocated(node: fx.Node) -> int:
@@ -116,6 +151,34 @@ def _nodes_at(node: fx.Node, places: tuple[int, ...]) -> list[fx.Node]:
     return found
 
 
+def input_dim(node: fx.Node, operand: fx.Node) -> int | None:
+    """The dimension of an operand that a product sums over; None where there is not just one.
+
+    Taps of a kernel do not count. A convolution in groups has its inputs in dimension 1; a transposed one in
+    dimension 0, all groups one after the other.
+    """
+    name, shape = name_of(node), operand.meta["shape"]
+    if name in TRANSPOSED:
+        return 0 if argument(node, 6, "groups", 1) == 1 else None
+    if name in CONVOLUTIONS or name in RECURRENT:
+        return 1
+    if name in ("linear", "bilinear"):
+        return len(shape) - 1
+    if name == "einsum":
+        return _einsum_input_dim(node, operand)
+    return len(shape) - 1 if _is_first_factor(node, operand) else len(shape) - 2
+
+
+def _einsum_input_dim(node: fx.Node, operand: fx.Node) -> int | None:
+    equation, operands = node.args[:2]
+    terms, arrow, result = str(equation).replace(" ", "").partition("->")
+    term = terms.split(",")[list(operands).index(operand)]  # type: ignore[arg-type]
+    if not arrow or "." in term:
+        return None
+    summed = [dim for dim, index in enumerate(term) if index not in result]
+    return summed[0] if len(summed) == 1 else None
+
+
 def macs(node: fx.Node, operand: fx.Node) -> int:
     """Multiply-adds that a dense product spends on one operand; a multiply-add counts one, padding counts."""
     name, shape = name_of(node), operand.meta["shape"]
@@ -132,9 +195,12 @@ def macs(node: fx.Node, operand: fx.Node) -> int:
         return math.prod(_input_shape(node)[:-1]) * math.prod(shape)
     if name == "einsum":
         return _einsum_macs(node)
-    first = name in ("matmul", "mm", "bmm", "mv") and node.args[0] is operand
-    first = first or (name.startswith(("add", "badd")) and node.args[1] is operand)
-    return produced * int(shape[-1] if first else shape[-2])
+    return produced * int(shape[-1] if _is_first_factor(node, operand) else shape[-2])
+
+
+def _is_first_factor(node: fx.Node, operand: fx.Node) -> bool:
+    place = 0 if name_of(node) in ("matmul", "mm", "bmm", "mv") else 1
+    return node.args[place] is operand
 
 
 def _input_shape(node: fx.Node) -> tuple[int, ...]:

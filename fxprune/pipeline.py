@@ -21,10 +21,11 @@ from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
 from fxprune.loss import Loss, classification
-from fxprune.masks import Masks, Ranking, Schedule, check_cut, cut, cut_alive
+from fxprune.masks import Cut, Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord
+from fxprune.pattern import Pattern, check_pattern
 from fxprune.progress import working
 from fxprune.proof import proven
 from fxprune.regions import CapturedModel
@@ -45,7 +46,8 @@ def prune(
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     data: Iterable[Batch] | None = None,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
+    pattern: str | Pattern | None = None,
     criterion: str | Score = "grasp",
     example_kwargs: Mapping[str, Any] | None = None,
     loss_fn: Loss | None = None,
@@ -78,6 +80,9 @@ def prune(
             read once only is kept in memory. All of it is used: give about ten samples a class, balanced
             (`fxprune.score_batches`), not the whole training set.
         sparsity: share of the prunable weights to remove, in [0, 1); exact.
+        pattern: instead of a sparsity: ``"2:4"`` keeps two of every four weights along the inputs of each product
+            (`fxprune.pattern`), in one round; `ranking` and `floor` then decide nothing. Weights that cannot
+            take it stay dense, and `PrunedModel.weights.skipped` says why.
         criterion: name of a criterion (`fxprune.criteria.names`), or a function from `Scoring` to
             saliencies.
         example_kwargs: example inputs by keyword.
@@ -103,18 +108,21 @@ def prune(
 
     Raises:
         CaptureError: the model cannot be captured.
-        WeightError: a glob matches nothing, or there is nothing to prune.
+        WeightError: a glob matches nothing, or there is nothing to prune, or a weight that is included by name
+            cannot take the pattern.
         DataError: the data is not batches of inputs and targets, or does not fit the model.
         ScoreError: the criterion is unknown, or gives a number that is not finite, or the processes hold
             different models.
-        MaskError: sparsity, ranking or floor is out of range.
+        MaskError: sparsity, pattern, ranking or floor is out of range.
     """
-    check_cut(sparsity, ranking, floor)
+    pattern = check_pattern(pattern, sparsity, rounds, sanity)
+    check_cut(sparsity or 0.0, ranking, floor)
     check_sanity(sanity)
-    sparsities = schedule_of(sparsity, rounds, schedule)
+    sparsities = schedule_of(sparsity or 0.0, rounds, schedule)
     chosen = criteria.get(criterion)
     batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
     weights = find_weights(captured).select(include, exclude)
+    weights = pattern.takers(weights, include) if pattern else weights
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
     constants = _constants(example_kwargs)
@@ -126,21 +134,24 @@ def prune(
     if not (at_live_point and chosen.mode == "train"):
         scoring = replace(prepare(captured, weights, None, loss_fn, seed=seed), constants=constants)
     probe = _probe(captured, first)
-    result = cut_alive(
-        saliency,
-        sparsity,
-        lambda masks: not cut_off(scoring, masks, probe),
-        ranking=ranking,
-        floor=floor,
-        within=within,
-    )
+    if pattern:
+        result = Cut(pattern.cut(saliency, weights), 0.0, ())
+    else:
+        result = cut_alive(
+            saliency,
+            sparsities[-1],
+            lambda masks: not cut_off(scoring, masks, probe),
+            ranking=ranking,
+            floor=floor,
+            within=within,
+        )
     masks = shuffle(result.masks, seed) if sanity == "shuffle" else result.masks
     record = PruneRecord(
         criterion=chosen.name,
-        sparsity=sparsity,
+        sparsity=masks.sparsity if sparsity is None else sparsity,
         rounds=rounds,
         ranking=ranking,
-        floor=floor,
+        floor=0.0 if pattern else floor,
         floor_used=result.floor,
         floored=result.floored,
         live=at_live_point,
@@ -149,6 +160,7 @@ def prune(
         cut_off=cut_off(scoring, masks, probe),
         sanity=sanity,
         seed=seed,
+        pattern=str(pattern) if pattern else None,
     )
     pruned = PrunedModel(captured, weights, masks, record)
     if sanity == "reinitialise":

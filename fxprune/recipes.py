@@ -88,8 +88,10 @@ class Recipe:
         tables = read_tables(path, "a recipe", _TABLES, RecipeError)
         if "name" not in tables["model"]:
             raise RecipeError(f"{path}: [model] lacks 'name'")
-        if not {"sparsity", "budget"} & set(tables["prune"]):
-            raise RecipeError(f"{path}: [prune] lacks 'sparsity', or a 'budget' for channels")
+        if not {"sparsity", "budget", "granularity"} & set(tables["prune"]):
+            raise RecipeError(
+                f"{path}: [prune] lacks 'sparsity', or a 'budget' for channels, or a 'granularity' such as \"2:4\""
+            )
         _check_types(path, tables["prune"])
         prune_settings: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()

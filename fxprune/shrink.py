@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from fxprune import operators
 from fxprune.coupling import Coupling, couple
 from fxprune.coupling.atoms import Labels
-from fxprune.coupling.rules import argument, whole_groups
+from fxprune.coupling.rules import whole_groups
 from fxprune.errors import ShrinkError
+from fxprune.operators import argument
 from fxprune.regions import CapturedModel
 
 

@@ -29,6 +29,7 @@ from fxprune.masks import check_cut
 from fxprune.masks import schedule as sparsities
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
+from fxprune.pattern import check_pattern
 from fxprune.pipeline import DEFAULT_FLOOR, prune, prune_channels
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
@@ -50,7 +51,7 @@ _CHUNK_PIXELS = 2**20
 
 # settings of a job that `prune` and `prune_channels` have under the same names
 _SHARED = ("criterion", "temperature", "floor", "live", "include", "exclude", "seed")
-_WEIGHTS = ("sparsity", "rounds", "schedule", "ranking", "sanity")
+_WEIGHTS = ("sparsity", "pattern", "rounds", "schedule", "ranking", "sanity")
 _CHANNELS = ("budget", "normalise", "round_to")
 
 
@@ -61,8 +62,9 @@ class PruneJob:
     Attributes:
         model: the network. Its number of classes follows the data unless it is given.
         data: data spec, see `fxprune.data.load`; None for criteria that need none.
-        sparsity: share of single weights to remove; None for channels.
-        granularity: ``"weight"``, or ``"channel"`` for smaller tensors, see `fxprune.prune_channels`.
+        sparsity: share of single weights to remove; None for channels and patterns.
+        granularity: ``"weight"``; or ``"channel"`` for smaller tensors, see `fxprune.prune_channels`; or a pattern
+            such as ``"2:4"``.
         budget: what channels may cost, as ``"macs=0.5"``.
         per_class: score images of each class.
         score_batch: score images at a time; by default as many as hold a million pixels.
@@ -96,12 +98,12 @@ class PruneJob:
     def __post_init__(self) -> None:
         # mistakes are told before a model is built and data is read
         if self.granularity not in ("weight", "channel"):
-            raise MaskError(f"granularity: expected weight or channel, got {self.granularity!r}")
+            check_pattern(self.granularity, None, self.rounds, self.sanity)
         if (self.sparsity is None) == (self.granularity == "weight") or (self.budget is None) == self.wide:
             raise MaskError(
                 "expected a sparsity, such as 0.9, to prune weights, or a budget, such as macs=0.5, and "
-                f"granularity channel; got sparsity {self.sparsity}, budget {self.budget} and granularity "
-                f"{self.granularity}"
+                "granularity channel, or granularity 2:4 and neither; got "
+                f"sparsity {self.sparsity}, budget {self.budget} and granularity {self.granularity}"
             )
         check_channels(self.budget or "macs=1", self.normalise, self.floor, self.round_to)
         check_cut(self.sparsity or 0.0, self.ranking, self.floor)
@@ -116,9 +118,16 @@ class PruneJob:
         return self.granularity == "channel"
 
     @property
+    def pattern(self) -> str | None:
+        """``"2:4"`` where every group of weights keeps as many."""
+        return None if self.granularity in ("weight", "channel") else self.granularity
+
+    @property
     def goal(self) -> str:
         """What is asked for, in words."""
-        return f"{self.sparsity:.1%} sparsity" if self.sparsity is not None else f"{self.budget} by channels"
+        if self.wide:
+            return f"{self.budget} by channels"
+        return f"{self.sparsity:.1%} sparsity" if self.sparsity is not None else f"a pattern of {self.pattern}"
 
     @property
     def spec(self) -> ModelSpec:

@@ -37,6 +37,7 @@ class PrunableWeight:
         macs: multiply-adds a sample, dense, in evaluation mode (see `operators.macs`).
         region: path of the captured region.
         sites: for each mode in which it is used, the name of its node in that mode's graph.
+        input_dim: the dimension that all its products sum over; None where that is not one, or not the same.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PrunableWeight:
     macs: int
     region: str
     sites: Mapping[Mode, str]
+    input_dim: int | None
 
     @property
     def numel(self) -> int:
@@ -97,20 +99,23 @@ class Weights:
                 hint = f"; it matches only what is skipped: {', '.join(skipped[:3])}" if skipped else ""
                 names = ", ".join(weight.name for weight in self.prunable[:8])
                 raise WeightError(f"{glob!r} matches no prunable weight{hint}; there are {names}, ...")
-        kept, skipped_now = [], dict(self.skipped)
+        left: dict[str, str] = {}
         for weight in self:
             excluding = [glob for glob in exclude if fnmatchcase(weight.name, glob)]
             if excluding:
-                reason = f"excluded by {excluding[0]!r}"
+                left[weight.name] = f"excluded by {excluding[0]!r}"
             elif include and not any(fnmatchcase(weight.name, glob) for glob in include):
-                reason = "not among the included"
-            else:
-                kept.append(weight)
-                continue
-            skipped_now.update(dict.fromkeys(weight.parameters, reason))
-        if not kept:
+                left[weight.name] = "not among the included"
+        if len(left) == len(self):
             raise WeightError("include and exclude leave no weight to prune; loosen one of them")
-        return Weights(tuple(kept), skipped_now)
+        return self.leaving(left)
+
+    def leaving(self, reasons: Mapping[str, str]) -> Weights:
+        """All but the weights named, whose parameters are skipped for the reasons given."""
+        skipped = {
+            name: reasons[weight.name] for weight in self if weight.name in reasons for name in weight.parameters
+        }
+        return Weights(tuple(w for w in self if w.name not in reasons), {**self.skipped, **skipped})
 
 
 def find_weights(captured: CapturedModel) -> Weights:
@@ -197,9 +202,17 @@ class _Site:
             0,
             region,
             {},
+            self._input_dim(),
         )
         sites = {**weight.sites, mode: self.node.name}
         return replace(weight, sites=sites, macs=macs if mode == "eval" else weight.macs)
+
+    def _input_dim(self) -> int | None:
+        found = set()
+        for user, operand in self.uses:
+            summed = operators.input_dim(user, operand)
+            found.add(None if summed is None else operators.dims_of(operand, self.node).get(summed))
+        return found.pop() if len(found) == 1 else None
 
 
 def _public_name(parameter: str) -> str:

@@ -22,6 +22,7 @@ from torch import fx
 from fxprune import operators
 from fxprune.coupling.atoms import Labels
 from fxprune.coupling.flow import Flow, fixed, told
+from fxprune.operators import argument
 
 Rule = Callable[[Flow, fx.Node], Any]
 
@@ -40,11 +41,6 @@ def _is_pointwise(name: str) -> bool:
     packet = getattr(torch.ops.aten, name, None)
     overloads = packet.overloads() if packet is not None and name else ()
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)
-
-
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by position or by name."""
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from fxprune.model import PrunedModel
 from fxprune.onnx.encode import Values, stored_type
 from fxprune.onnx.encodings import SparseWeight
 from fxprune.onnx.read import Constants
+from fxprune.pattern import Pattern
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -115,7 +116,8 @@ def check_weights(
     constants: Constants, wanted: Mapping[str, NDArray[Any]], pruned: PrunedModel
 ) -> tuple[list[Check], int]:
     """Zero pattern, values and duplicates; and the number of non-zeros of all decoded weights."""
-    filled, altered, missing = [], [], []
+    filled, altered, missing, broken = [], [], [], []
+    pattern = _pattern(pruned)
     contents: Counter[bytes] = Counter()
     nonzero, kept, flushed = 0, 0, 0
     masks = pruned.masks
@@ -135,14 +137,24 @@ def check_weights(
             filled.append(name)
         elif found.dtype != want.dtype or not np.array_equal(found, want):
             altered.append(name)
-    pattern = f"{nonzero:,} non-zero of {kept:,} kept" + (f", {flushed:,} flushed" if flushed else "")
-    pattern += _named("filled", filled) + _named("missing", missing)
+        if pattern and not pattern.holds(pruned.weights[name], torch.tensor(found)):
+            broken.append(name)
+    zeros = f"{nonzero:,} non-zero of {kept:,} kept" + (f", {flushed:,} flushed" if flushed else "")
+    zeros += _named("filled", filled) + _named("missing", missing)
     checks = [
-        Check("zero pattern", not (filled or missing), pattern),
+        Check("zero pattern", not (filled or missing), zeros),
         Check("weights", not altered, "equal, bit for bit" if not altered else _named("differ", altered)),
         _check_duplicates(constants, contents, wanted, pruned),
     ]
+    if pattern:
+        seen = f"{pattern} along the inputs of {len(wanted)} weights"
+        checks.append(Check("pattern", not broken, seen + _named("broken", broken)))
     return checks, nonzero
+
+
+def _pattern(pruned: PrunedModel) -> Pattern | None:
+    said = pruned.record.pattern if pruned.record else None
+    return Pattern.parse(said) if said else None
 
 
 def _check_duplicates(

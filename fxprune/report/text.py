@@ -127,8 +127,9 @@ def speed_sentence(report: CompressionReport) -> str:
 
 
 def _masks(record: PruneRecord) -> Iterator[str]:
+    how = f"{record.pattern} along the inputs" if record.pattern else f"{record.ranking} ranking"
     yield (
-        f"masks: {record.criterion}, {record.ranking} ranking, {_rounds(record.rounds)}, seed {record.seed}; "
+        f"masks: {record.criterion}, {how}, {_rounds(record.rounds)}, seed {record.seed}; "
         f"{record.zero_share:.2%} of the saliencies are exactly zero"
     )
     if record.sanity:

@@ -47,6 +47,11 @@ class Movement(Callback):
                 f"{self.name}: expected a model with masks to move, got {type(run.model).__name__}; "
                 "make one with fxprune.prune"
             )
+        if run.model.record is not None and run.model.record.pattern is not None:
+            raise TopologyError(
+                f"{self.name}: expected masks that may move freely, got a pattern of {run.model.record.pattern}, "
+                "which would be lost; train without a topology, or prune to a sparsity"
+            )
         self._model = run.model
         self._parameters = _movable(run.model)
 
