@@ -19,6 +19,36 @@ from fxprune.weights import PrunableWeight, Weights
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What a model was before channels of it were cut.
+
+    Attributes:
+        shapes: of its prunable weights, by name.
+        macs: multiply-adds a sample of products with these.
+        parameters: number of elements of all parameters.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    macs: int
+    parameters: int
+
+    @classmethod
+    def of(cls, captured: CapturedModel, weights: Weights) -> Whole:
+        """Of a captured model with all of its weights."""
+        return cls(
+            {weight.name: weight.shape for weight in weights},
+            sum(weight.macs for weight in weights),
+            sum(parameter.numel() for parameter in captured.host.parameters()),
+        )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Whole:
+        """What `dataclasses.asdict` gave; raises KeyError, TypeError or ValueError."""
+        shapes = {str(name): tuple(map(int, shape)) for name, shape in values["shapes"].items()}
+        return cls(shapes, int(values["macs"]), int(values["parameters"]))
+
+
+@dataclass(frozen=True)
 class PruneRecord:
     """How the masks of a model came about.
 
@@ -39,6 +69,7 @@ class PruneRecord:
         budget: what was to be left where channels were cut, ``"macs=0.5"``.
         removed: the channels that were cut, of the whole model: one slice of each unit, as the name of a tensor, a
             dimension and indices. The others follow from these.
+        whole: what the model was before channels were cut.
         pattern: what every group of elements keeps, ``"2:4"``.
     """
 
@@ -57,6 +88,7 @@ class PruneRecord:
     seed: int
     budget: str | None = None
     removed: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    whole: Whole | None = None
     pattern: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -68,14 +100,15 @@ class PruneRecord:
         """The record that `to_json` wrote.
 
         Raises:
-            TypeError, KeyError: an attribute is missing, unknown or of another type.
+            TypeError, KeyError, ValueError: an attribute is missing, unknown or of another type.
         """
         lists = {name: tuple(values[name]) for name in ("floored", "cut_off")}
         changes = tuple(LiveChange(**change) for change in values["changes"])
         removed = tuple(
             (str(t), int(dim), tuple(map(int, places))) for t, dim, places in values.get("removed", ())
         )
-        record = cls(**{**values, **lists, "changes": changes, "removed": removed})
+        whole = None if values.get("whole") is None else Whole.from_json(values["whole"])
+        record = cls(**{**values, **lists, "changes": changes, "removed": removed, "whole": whole})
         for name, kinds in _RECORD_TYPES.items():
             if not isinstance(getattr(record, name), kinds):
                 raise TypeError(f"{name} of the record: got {getattr(record, name)!r}")

@@ -24,7 +24,7 @@ from fxprune.loss import Loss, classification
 from fxprune.masks import Cut, Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
 from fxprune.memory import kept_by_the_allocator
-from fxprune.model import PrunedModel, PruneRecord
+from fxprune.model import PrunedModel, PruneRecord, Whole
 from fxprune.pattern import Pattern, check_pattern
 from fxprune.progress import working
 from fxprune.proof import proven
@@ -256,6 +256,7 @@ def prune_channels(
         seed=seed,
         budget=str(budget),
         removed=removed(coupling, gone),
+        whole=Whole.of(captured, weights),
     )
     return PrunedModel(shrunk, left, masks, record)
 

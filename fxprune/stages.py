@@ -97,8 +97,12 @@ class PruneJob:
 
     def __post_init__(self) -> None:
         # mistakes are told before a model is built and data is read
-        if self.granularity not in ("weight", "channel"):
-            check_pattern(self.granularity, None, self.rounds, self.sanity)
+        if self.pattern is not None:
+            if ":" not in self.pattern:
+                raise MaskError(
+                    f"granularity: expected weight, channel or a pattern such as 2:4, got {self.granularity!r}"
+                )
+            check_pattern(self.pattern, None, self.rounds, self.sanity)
         if (self.sparsity is None) == (self.granularity == "weight") or (self.budget is None) == self.wide:
             raise MaskError(
                 "expected a sparsity, such as 0.9, to prune weights, or a budget, such as macs=0.5, and "

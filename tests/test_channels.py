@@ -200,7 +200,9 @@ def test_a_checkpoint_of_a_smaller_network(tmp_path: Path) -> None:
 def test_a_job_has_one_goal(settings: dict[str, object]) -> None:
     with pytest.raises(MaskError, match=r"expected a sparsity, such as 0.9, to prune weights, or a budget"):
         PruneJob(ModelSpec("timm:resnet18"), None, **settings)  # type: ignore[arg-type]
-    with pytest.raises(MaskError, match="granularity: expected weight or channel, got 'layer'"):
+    with pytest.raises(
+        MaskError, match="granularity: expected weight, channel or a pattern such as 2:4, got 'layer'"
+    ):
         PruneJob(ModelSpec("timm:resnet18"), None, 0.5, granularity="layer")
 
 
@@ -212,3 +214,26 @@ def test_worth_of_heads_counts_all_their_rows() -> None:
     rows[:, 1] -= 10  # the second head of q, k and v
     cut = choose(coupling, weights, weights, Saliency(lowest), Budget("macs", 0.9), normalise="none")
     assert cut == [int(coupling.roots("qkv.weight", 0)[4])]
+
+
+def test_the_report_tells_widths_before_and_after(tmp_path: Path) -> None:
+    net = built(EXAMPLES["residual"])
+    whole = {weight.name: weight.shape for weight in find_weights(net)}
+    thin = fxprune.prune_channels(net, budget="macs=0.5", criterion="magnitude")
+    report = fxprune.report(thin)
+    assert {row.name: row.whole for row in report.rows} == whole
+    narrow = report.rows[1]
+    assert narrow.shape != narrow.whole
+    text = " ".join(str(report).split())
+    assert f"of {'x'.join(map(str, narrow.whole or ()))}" in text
+    share = report.totals["macs"] / sum(weight.macs for weight in find_weights(net))
+    assert f"channels: cut to macs=0.5: {share:.1%} of" in text
+    assert "faster: tensors are smaller" in text
+    assert "not faster" not in text
+    page = report.to_html()
+    assert "Widths" in page
+    assert "Sparsity by depth" not in page
+    fxprune.save(thin, tmp_path / "net")
+    example = EXAMPLES["residual"]
+    again = fxprune.load(tmp_path / "net", example.build(), (torch.randn(2, *example.shape),))
+    assert again.record == thin.record

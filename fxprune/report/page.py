@@ -7,7 +7,7 @@ from pathlib import Path
 from fxprune.errors import ReportError
 from fxprune.files import replacing
 from fxprune.report.statistics import CompressionReport
-from fxprune.report.text import lines, remark, warnings
+from fxprune.report.text import lines, remark, shapes, warnings
 
 
 def require_writable(path: Path) -> None:
@@ -56,4 +56,5 @@ def page(report: CompressionReport) -> str:
         lines=[line.partition(": ") for line in lines(report) if line not in said],
         plots={title: Markup(svg) for title, svg in plots(report).items()},
         remark=remark,
+        shapes=shapes,
     )

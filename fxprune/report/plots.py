@@ -40,8 +40,13 @@ _STYLE: Any = {
 
 def plots(report: CompressionReport) -> dict[str, str]:
     """SVG elements by title."""
+    cut = report.record is not None and report.record.whole is not None
     drawn = {
-        "Sparsity by depth": _svg("sparsity", lambda axes: _sparsity(axes, report)),
+        **(
+            {"Widths": _svg("widths", lambda axes: _widths(axes, report))}
+            if cut
+            else {"Sparsity by depth": _svg("sparsity", lambda axes: _sparsity(axes, report))}
+        ),
         "MACs by layer": _svg("macs", lambda axes: _macs(axes, report)),
         "Values of the kept weights": _svg("values", lambda axes: _values(axes, report)),
     }
@@ -76,6 +81,14 @@ def _sparsity(axes: Axes, report: CompressionReport) -> None:
     axes.step(places, effective, where="mid", color=_KEPT, linewidth=1.2, label="or on no path")
     axes.axhline(report.totals["sparsity"], color=_INK, linewidth=0.8, linestyle=":", label="overall")
     axes.set(xlabel="weight, from input to output", ylabel="share removed", ylim=(-0.03, 1.03))
+    _whole(axes)
+
+
+def _widths(axes: Axes, report: CompressionReport) -> None:
+    places = range(1, len(report.rows) + 1)
+    axes.bar(places, [(row.whole or row.shape)[0] for row in report.rows], color=_ALL, width=0.9, label="before")
+    axes.bar(places, [row.shape[0] for row in report.rows], color=_KEPT, width=0.9, label="after")
+    axes.set(xlabel="weight, from input to output", ylabel="size of the first dimension")
     _whole(axes)
 
 

@@ -38,6 +38,7 @@ class WeightRow:
         macs: multiply-adds a sample, dense, in evaluation mode. A dense runtime executes all of them.
         nonzero_macs: those with a weight that is kept.
         deployed: whether the evaluation graph, and so the ONNX file, has it.
+        whole: its shape before channels were cut; None where none were.
     """
 
     name: str
@@ -51,6 +52,7 @@ class WeightRow:
     macs: int
     nonzero_macs: int
     deployed: bool
+    whole: tuple[int, ...] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -198,6 +200,7 @@ def report(
 
 def _rows(pruned: PrunedModel, found: Effective) -> Iterable[WeightRow]:
     masks = pruned.masks
+    whole = pruned.record.whole.shapes if pruned.record and pruned.record.whole else {}
     for weight in pruned.weights:
         kept = int(masks[weight.name].sum())
         yield WeightRow(
@@ -212,6 +215,7 @@ def _rows(pruned: PrunedModel, found: Effective) -> Iterable[WeightRow]:
             weight.macs,
             weight.macs * kept // weight.numel,
             "eval" in weight.sites,
+            whole.get(weight.name),
         )
 
 

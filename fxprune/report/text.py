@@ -35,7 +35,7 @@ def _table(report: CompressionReport) -> Table:
     for row in report.rows:
         table.add_row(
             row.name + remark(row),
-            "x".join(map(str, row.shape)),
+            shapes(row),
             f"{row.numel:,}",
             f"{row.kept:,}",
             f"{row.sparsity:.2%}",
@@ -50,6 +50,12 @@ def _table(report: CompressionReport) -> Table:
 def remark(row: WeightRow) -> str:
     """What is special about a weight, in brackets after its name."""
     return (" (derived)" if row.derived else "") + ("" if row.deployed else " (training only)")
+
+
+def shapes(row: WeightRow) -> str:
+    """The sizes of a weight, and where it was cut what they were."""
+    shape = "x".join(map(str, row.shape))
+    return shape if row.whole in (None, row.shape) else f"{shape} of {'x'.join(map(str, row.whole or ()))}"
 
 
 def lines(report: CompressionReport) -> list[str]:
@@ -83,6 +89,13 @@ def _weights(report: CompressionReport) -> Iterator[str]:
 
 def _macs(report: CompressionReport) -> Iterator[str]:
     t = report.totals
+    record = report.record
+    if record and record.whole:
+        whole = record.whole
+        yield (
+            f"channels: cut to {record.budget}: {t['macs'] / whole.macs:.1%} of {whole.macs:,} MACs and "
+            f"{t['parameters'] / whole.parameters:.1%} of {whole.parameters:,} parameters are left"
+        )
     yield (
         f"MACs a sample: {t['macs']:,} dense, {t['nonzero_macs']:,} with a non-zero weight; "
         f"a dense runtime executes all {t['macs']:,}"
@@ -119,7 +132,13 @@ def _speed(report: CompressionReport) -> Iterator[str]:
 
 
 def speed_sentence(report: CompressionReport) -> str:
-    """What will not get faster, and why."""
+    """What will not get faster, and why; of a model whose channels were cut, what will."""
+    whole = report.record.whole if report.record else None
+    if whole:
+        return (
+            "faster: tensors are smaller, and any runtime executes "
+            f"{report.totals['macs'] / whole.macs:.1%} of the MACs that the whole model takes"
+        )
     return (
         "not faster: runtimes with dense kernels, such as ONNX Runtime, multiply zeros like any other number; "
         f"all {report.totals['macs']:,} MACs are executed, and only removing whole channels makes them fewer"
@@ -128,8 +147,9 @@ def speed_sentence(report: CompressionReport) -> str:
 
 def _masks(record: PruneRecord) -> Iterator[str]:
     how = f"{record.pattern} along the inputs" if record.pattern else f"{record.ranking} ranking"
+    what = "masks" if record.whole is None else "score"
     yield (
-        f"masks: {record.criterion}, {how}, {_rounds(record.rounds)}, seed {record.seed}; "
+        f"{what}: {record.criterion}, {how}, {_rounds(record.rounds)}, seed {record.seed}; "
         f"{record.zero_share:.2%} of the saliencies are exactly zero"
     )
     if record.sanity:
