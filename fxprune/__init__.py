@@ -9,6 +9,7 @@ from fxprune import criteria, errors
 from fxprune.batches import score_batches
 from fxprune.capture import capture
 from fxprune.checkpoint import load, save
+from fxprune.dead import cut_dead
 from fxprune.errors import FxpruneError
 from fxprune.masks import Masks, cut
 from fxprune.model import PrunedModel
@@ -37,6 +38,7 @@ __all__ = [
     "capture",
     "criteria",
     "cut",
+    "cut_dead",
     "errors",
     "export_onnx",
     "find_weights",

@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.coupling import Coupling
-from fxprune.coupling.atoms import Labels
 from fxprune.errors import ShrinkError
-from fxprune.regions import Mode
 from fxprune.saliency import Saliency
-from fxprune.weights import PrunableWeight, Weights
+from fxprune.weights import Weights
 
 Cost = Literal["macs", "params"]
 Normalise = Literal["cost", "size", "none"]
@@ -142,7 +140,7 @@ class _Costs:
     def __init__(self, coupling: Coupling, weights: Weights) -> None:
         self._size = len(coupling.atoms)
         self._products = [
-            (weight.macs, [coupling.atoms.roots(array) for array in _labels(coupling, weight)])
+            (weight.macs, [coupling.atoms.roots(array) for array in coupling.labels_of(weight)])
             for weight in weights
         ]
         self._tensors = [
@@ -161,11 +159,6 @@ class _Costs:
         return float(left / whole)
 
 
-def _labels(coupling: Coupling, weight: PrunableWeight) -> Labels:
-    mode: Mode = "eval" if "eval" in weight.sites else "train"
-    return coupling.labels_at(weight.region, mode, weight.sites[mode])
-
-
 def _sums(
     coupling: Coupling, selected: Weights, saliency: Saliency
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -173,7 +166,7 @@ def _sums(
     worth, size, macs = (np.zeros(len(coupling.atoms)) for _ in range(3))
     for weight in selected:
         values = saliency[weight.name].detach().double().cpu().numpy()
-        for dim, labels in enumerate(_labels(coupling, weight)):
+        for dim, labels in enumerate(coupling.labels_of(weight)):
             roots = coupling.atoms.roots(labels)
             others = tuple(place for place in range(values.ndim) if place != dim)
             np.add.at(worth, roots, values.sum(axis=others))
@@ -184,7 +177,7 @@ def _sums(
 
 def _candidates(coupling: Coupling, weights: Weights, selected: Weights, size: NDArray[np.float64]) -> set[int]:
     chosen = {weight.name for weight in selected}
-    others = [_labels(coupling, weight) for weight in weights if weight.name not in chosen]
+    others = [coupling.labels_of(weight) for weight in weights if weight.name not in chosen]
     left_out = {int(root) for labels in others for array in labels for root in coupling.atoms.roots(array)}
     return {unit for unit in coupling.units() if size[unit] > 0} - left_out
 

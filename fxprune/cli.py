@@ -253,6 +253,23 @@ def groups(
 
 
 @app.command()
+def shrink(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the smaller checkpoint.")],
+    model: Again = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the channels of which masks have left nothing that works, and save the smaller network."""
+    from fxprune.report import report
+    from fxprune.stages import shrink_stage
+
+    shrunk = shrink_stage(folder, output, model=_named(model), force=force)
+    _print_report(report(shrunk), as_json)
+    _say(f"saved in {output}")
+
+
+@app.command()
 def train(
     folder: Folder,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,

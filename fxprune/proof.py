@@ -15,6 +15,7 @@ from fxprune.errors import ShrinkError
 from fxprune.masks import Masks
 from fxprune.regions import MODES, CapturedModel
 from fxprune.rewrite import insert_masks
+from fxprune.scoring import on_device
 from fxprune.shrink import Kept
 from fxprune.weights import PrunableWeight, find_weights
 
@@ -40,11 +41,17 @@ def proven(captured: CapturedModel, shrunk: CapturedModel, coupling: Coupling, c
     Raises:
         ShrinkError: it is more than `TOLERANCE`, or not a number.
     """
+    return compare(masked(captured, coupling, cut), shrunk)
+
+
+def compare(whole: CapturedModel, shrunk: CapturedModel) -> float:
+    """The largest difference between two models that are to compute the same; as `proven`."""
     worst = 0.0
-    models = [_without_chance(masked(captured, coupling, cut)), _without_chance(shrunk.alias())]
+    models = [without_chance(model.alias()) for model in (whole, shrunk)]
+    device = next((tensor.device for tensor in whole.host.parameters()), torch.device("cpu"))
     for mode in MODES:
         for batch in _BATCHES:
-            args, kwargs = captured.sample_inputs(batch)
+            args, kwargs = on_device(whole.sample_inputs(batch), device)
             with torch.no_grad():
                 before, after = (
                     pytree.tree_leaves(model.host.train(mode == "train")(*args, **kwargs)) for model in models
@@ -81,14 +88,14 @@ def masked(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) ->
 
 
 def _mask(weight: PrunableWeight, coupling: Coupling, kept: Kept) -> Tensor:
-    mode, site = next(iter(weight.sites.items()))
     mask = torch.ones(weight.shape, dtype=torch.bool)
-    for dim, array in enumerate(coupling.labels_at(weight.region, mode, site)):
+    for dim, array in enumerate(coupling.labels_of(weight)):
         mask &= torch.from_numpy(kept(array)).view([-1 if place == dim else 1 for place in range(mask.dim())])
     return mask
 
 
-def _without_chance(captured: CapturedModel) -> CapturedModel:
+def without_chance(captured: CapturedModel) -> CapturedModel:
+    """The model itself, whose graphs drop nothing at random from now on."""
     for region in captured.regions.values():
         region._fxprune = {mode: program.rewritten(_certain) for mode, program in region._fxprune.items()}
     return captured

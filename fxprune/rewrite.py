@@ -46,6 +46,33 @@ def insert_masks(captured: CapturedModel, weights: Weights, masks: Masks) -> Cap
     return result
 
 
+def drop_masks(captured: CapturedModel, weights: Weights) -> CapturedModel:
+    """What `insert_masks` was given: a copy without masks, on the same memory."""
+    result = captured.alias()
+    for path, region in result.regions.items():
+        names = {local(mask_name(weight), path) for weight in weights if weight.region == path}
+        region._fxprune = {
+            mode: program.rewritten(_unmultiply(names)) for mode, program in region._fxprune.items()
+        }
+    for weight in weights:
+        prefix, _, name = mask_name(weight).rpartition(".")
+        del result.host.get_submodule(prefix)._buffers[name]
+    return result
+
+
+def _unmultiply(masks: set[str]) -> Pass:
+    """A pass that takes the products with masks of these names out."""
+
+    def change(graph: fx.Graph) -> None:
+        for read in [node for node in graph.nodes if node.op == "get_attr" and node.target in masks]:
+            for product in list(read.users):
+                product.replace_all_uses_with(product.args[0])
+                graph.erase_node(product)
+            graph.erase_node(read)
+
+    return change
+
+
 def check_masks(weights: Weights, masks: Mapping[str, Tensor]) -> None:
     """Raise `MaskError` unless there is one mask of the right shape for each weight."""
     names = {weight.name for weight in weights}

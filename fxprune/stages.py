@@ -21,6 +21,7 @@ from fxprune.capture import capture
 from fxprune.channels import check_channels
 from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
 from fxprune.coupling import couple
+from fxprune.dead import cut_dead
 from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, DataError, MaskError, ResumeError
 from fxprune.examples import example
@@ -196,6 +197,30 @@ def groups_stage(model: ModelSpec) -> dict[str, Any]:
             if name in operands and (reason := coupling.frozen(name, dim))
         ],
     }
+
+
+def shrink_stage(
+    folder: Path, output: Path, *, model: ModelSpec | None = None, force: bool = False
+) -> PrunedModel:
+    """Cut the dead channels of a checkpoint's model, and save what is left in another folder.
+
+    Raises:
+        CheckpointError: the two are one folder, or a training of the checkpoint is not over.
+        ShrinkError: see `cut_dead`.
+    """
+    if output.resolve() == folder.resolve():
+        raise CheckpointError(f"{output}: expected another folder than that of the checkpoint, got the same")
+    require_free(output, force=force)
+    if read_training(folder) is not None:
+        raise CheckpointError(
+            f"{folder} is in the middle of a training, whose state is of the present sizes; end it first, or "
+            "begin anew with fxprune train --fresh"
+        )
+    pruned, shape, notes = _open(folder, model)
+    shrunk = cut_dead(pruned)
+    notes.pop("export", None)  # the file is of the wider network
+    save(shrunk, output, model=read_manifest(folder).model, input_shape=shape, notes=notes)
+    return shrunk
 
 
 def train_stage(

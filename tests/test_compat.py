@@ -325,10 +325,14 @@ def test_markdown() -> None:
     text = table.markdown(table.entries(some_rows()))
     assert "| timm | 3 of 4 (75%) | 2 of 2 (100%); 1 too large | 1 of 2 (50%) |" in text
     assert "| timm:a | onnx | SomeError: a\\|b </script> |" in text
-    assert "| timm:b | 1,200 | passed | passed | passed | 90.0% | 88.0% → 0.0% | 4 → 0 | 6.0 | 0.50 |" in text
+    assert "| timm:b | 1,200 | passed | passed | passed |  | 90.0% | 88.0% → 0.0% | 4 → 0 | 6.0 | 0.50 |" in text
     assert "timm " + results.versions("timm:a", "capture")["timm"] in text
     remarks = table.markdown(table.entries([some_rows()[4]]))
     assert "passed (4 regions, fixed batch)" in remarks
+    cut = {"capture": FACTS["capture"], "shrink": {"macs": 0.4987, "stays": {"softmax has no rule": 0.25}}}
+    assert "| passed (49.9% of the MACs) |" in table.markdown(table.entries([row_of("timm:a", "shrink", **cut)]))
+    failed = row_of("timm:a", "shrink", ok=False, **cut)
+    assert "; stays: softmax has no rule (25%)" in table.markdown(table.entries([failed]))
 
 
 def test_the_page_holds_all_of_it_and_nothing_from_elsewhere() -> None:

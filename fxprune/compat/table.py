@@ -113,7 +113,8 @@ def _entry(model: str, rows: Mapping[str, Row]) -> Entry:
     for stage, row in rows.items():
         status[stage] = PASSED if stage in row else TOO_LARGE
         if _failed_stage(row) == stage:
-            status[stage], reasons[stage] = FAILED, "{kind}: {reason}".format(**row["failed"])
+            stays = "".join(f"; stays: {reason} ({share:.0%})" for reason, share in _stays(row))
+            status[stage], reasons[stage] = FAILED, "{kind}: {reason}".format(**row["failed"]) + stays
     facts = {stage: row.get(stage, {}) for stage, row in rows.items()}
     latest = max(rows.values(), key=lambda row: row["at"])
     return Entry(
@@ -125,6 +126,11 @@ def _entry(model: str, rows: Mapping[str, Row]) -> Entry:
         round(sum(known.get("seconds", 0.0) for known in facts.values()), 2),
         max(row["peak_gib"] for row in rows.values()),
     )
+
+
+def _stays(row: Row) -> list[tuple[str, float]]:
+    """The main reasons why weights of a model cannot be cut, with the share of the prunable elements of each."""
+    return list(row.get("shrink", {}).get("stays", {}).items())[:2]
 
 
 def rates(found: Sequence[Entry]) -> list[Rate]:
@@ -187,6 +193,8 @@ def _status(entry: Entry, stage: str) -> str:
         regions = entry.fact(stage, "regions")
         remarks += [f"{regions} regions"] if regions != 1 else []
         remarks += ["fixed batch"] if entry.fact(stage, "dynamic_batch") is False else []
+    if stage == "shrink" and status == PASSED:
+        remarks.append(f"{entry.fact(stage, 'macs'):.1%} of the MACs")
     return f"{status} ({', '.join(remarks)})" if remarks else status
 
 

@@ -13,6 +13,7 @@ from fxprune.coupling.atoms import Atoms, Labels
 from fxprune.coupling.flow import Flow, Splits
 from fxprune.program import attribute, state_reads
 from fxprune.regions import MODES, CapturedModel, Mode
+from fxprune.weights import PrunableWeight
 
 _READINGS = 12  # how often the model is read anew at most; each time some splits are read otherwise
 
@@ -70,6 +71,11 @@ class Coupling:
         """Labels of the value of a node."""
         values = self.flows[region, mode].values
         return next(labels for each, labels in values.items() if each.name == node)
+
+    def labels_of(self, weight: PrunableWeight) -> Labels:
+        """Labels of a weight as products take it."""
+        mode: Mode = "eval" if "eval" in weight.sites else "train"
+        return self.labels_at(weight.region, mode, weight.sites[mode])
 
     def roots(self, tensor: str, dim: int) -> NDArray[np.int64]:
         """The unit of each index of a dimension, 0 for those that stay."""

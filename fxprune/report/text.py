@@ -92,8 +92,9 @@ def _macs(report: CompressionReport) -> Iterator[str]:
     record = report.record
     if record and record.whole:
         whole = record.whole
+        how = f"cut to {record.budget}" if record.budget else "without the dead ones"
         yield (
-            f"channels: cut to {record.budget}: {t['macs'] / whole.macs:.1%} of {whole.macs:,} MACs and "
+            f"channels: {how}: {t['macs'] / whole.macs:.1%} of {whole.macs:,} MACs and "
             f"{t['parameters'] / whole.parameters:.1%} of {whole.parameters:,} parameters are left"
         )
     yield (
