@@ -57,7 +57,7 @@ FLOORS = (0.0, 0.02, 0.05, 0.2)
 LARGE = 1_000_000  # prunable weights above which 90% and three floors have to do
 SIZES = (128, 112, 160, 192, 224)
 CLASSES, IMAGES = 10, 4
-SECONDS, BYTES = 240, 12 * 2**30
+SECONDS, BYTES = 900, 12 * 2**30
 
 Row = dict[str, Any]
 Say = Callable[[Row], None]
