@@ -23,6 +23,7 @@ from fxprune.weights import Weights
 
 Cost = Literal["macs", "params"]
 Normalise = Literal["cost", "size", "none"]
+Among = Literal["global", "layer"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Budget:
         return f"{self.cost}={self.share:g}"
 
 
-def check_channels(budget: str | Budget, normalise: str, floor: float, round_to: int) -> Budget:
+def check_channels(
+    budget: str | Budget, normalise: str, floor: float, round_to: int, ranking: str = "global"
+) -> Budget:
     """Check the settings of `choose`; gives the budget.
 
     Raises:
@@ -67,6 +70,8 @@ def check_channels(budget: str | Budget, normalise: str, floor: float, round_to:
     """
     if normalise not in get_args(Normalise):
         raise ShrinkError(f"normalise: expected one of {', '.join(get_args(Normalise))}, got {normalise!r}")
+    if ranking not in get_args(Among):
+        raise ShrinkError(f"ranking: expected one of {', '.join(get_args(Among))} for channels, got {ranking!r}")
     if not 0 <= floor <= 1:
         raise ShrinkError(f"floor: expected a share of the units in [0, 1], got {floor!r}")
     if not isinstance(round_to, int) or round_to < 1:
@@ -81,6 +86,7 @@ def choose(
     saliency: Saliency,
     budget: Budget,
     *,
+    ranking: Among = "global",
     normalise: Normalise = "cost",
     floor: float = 0.05,
     round_to: int = 1,
@@ -95,6 +101,8 @@ def choose(
         selected: those that may become smaller.
         saliency: of these.
         budget: what may be left.
+        ranking: ``"global"`` compares all units; ``"layer"`` takes the same share of those that are alike,
+            whatever the others are worth.
         normalise: divide a unit's saliency by what it costs of the budget (``"cost"``: the least saliency is lost
             for what is saved), by the number of its weights (``"size"``), or by nothing (``"none"``).
         floor: least share of the units along each dimension of a tensor that stays; one in any case.
@@ -109,6 +117,7 @@ def choose(
     cost = macs if budget.cost == "macs" else size
     divisor = {"cost": cost, "size": size, "none": np.ones_like(size)}[normalise]
     worth = np.divide(worth, divisor, out=np.zeros_like(worth), where=divisor > 0)
+    worth = _places(coupling, worth) if ranking == "layer" else worth
     candidates = _candidates(coupling, weights, selected, size)
     stays = _floored(coupling, worth, candidates, floor)
     order = sorted(candidates - stays, key=lambda unit: (worth[unit], unit))
@@ -132,6 +141,15 @@ def choose(
         middle = (low + high) // 2
         low, high = (low, middle) if left(middle) <= budget.share else (middle + 1, high)
     return first(low)
+
+
+def _places(coupling: Coupling, worth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The place of each unit among those that are alike, as a share."""
+    places = np.zeros_like(worth)
+    for family in coupling.families():
+        units = np.array(sorted(family.units, key=lambda unit: (worth[unit], unit)))
+        places[units] = (np.arange(len(units)) + 0.5) / len(units)
+    return places
 
 
 class _Costs:

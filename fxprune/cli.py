@@ -582,7 +582,9 @@ def _print_json(value: Any) -> None:
 def study(
     name: Annotated[
         str,
-        typer.Argument(help="accuracy, gradient-flow, initialisation, batch-size, ntk, sanity, or all of them."),
+        typer.Argument(
+            help="accuracy, gradient-flow, initialisation, batch-size, ntk or sanity, or all of them; or channels."
+        ),
     ],
     setting: Annotated[Path, typer.Argument(help="TOML file: data, networks, training, and what is tried.")],
     output: Annotated[

@@ -16,7 +16,7 @@ from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
 from fxprune.capture import capture
-from fxprune.channels import Budget, Normalise, check_channels, choose
+from fxprune.channels import Among, Budget, Normalise, check_channels, choose
 from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
@@ -179,6 +179,7 @@ def prune_channels(
     example_kwargs: Mapping[str, Any] | None = None,
     loss_fn: Loss | None = None,
     temperature: float = 200.0,
+    ranking: Among = "global",
     normalise: Normalise = "cost",
     floor: float = DEFAULT_FLOOR,
     round_to: int = 1,
@@ -208,6 +209,7 @@ def prune_channels(
         seed: as of `prune`.
         budget: what may be left: ``"macs=0.5"`` for half of the multiply-adds of products with prunable weights,
             ``"params=0.5"`` for half of the parameters.
+        ranking: ``"global"`` compares all units; ``"layer"`` cuts the same share of those that are alike.
         normalise: divide a unit's saliency by what it costs (``"cost"``), by its ``"size"``, or by ``"none"``.
         floor: least share of the units along each dimension that stays, and one in any case.
         round_to: keep a multiple of so many channels, 8 for some runtimes.
@@ -218,7 +220,7 @@ def prune_channels(
         ShrinkError: the budget cannot be met; says what can.
         CaptureError, WeightError, DataError, ScoreError: as of `prune`.
     """
-    budget = check_channels(budget, normalise, floor, round_to)
+    budget = check_channels(budget, normalise, floor, round_to, ranking)
     chosen = criteria.get(criterion)
     batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
     weights = find_weights(captured)
@@ -231,9 +233,8 @@ def prune_channels(
         saliency = chosen.saliency(scoring)
     with working("finding what is cut together"):
         coupling = couple(captured)
-    gone = choose(
-        coupling, weights, selected, saliency, budget, normalise=normalise, floor=floor, round_to=round_to
-    )
+    options: dict[str, Any] = {"ranking": ranking, "normalise": normalise, "floor": floor, "round_to": round_to}
+    gone = choose(coupling, weights, selected, saliency, budget, **options)
     shrunk = shrink(captured, coupling, gone)
     with working("comparing with the masked model"):
         proven(captured, shrunk, coupling, gone)
@@ -244,7 +245,7 @@ def prune_channels(
         criterion=chosen.name,
         sparsity=1 - left.numel / weights.numel,
         rounds=1,
-        ranking="global",
+        ranking=ranking,
         floor=floor,
         floor_used=floor,
         floored=(),

@@ -51,8 +51,8 @@ _COMPARED = 50  # images, spread over the test set, on which a file's classes ar
 _CHUNK_PIXELS = 2**20
 
 # settings of a job that `prune` and `prune_channels` have under the same names
-_SHARED = ("criterion", "temperature", "floor", "live", "include", "exclude", "seed")
-_WEIGHTS = ("sparsity", "pattern", "rounds", "schedule", "ranking", "sanity")
+_SHARED = ("criterion", "temperature", "ranking", "floor", "live", "include", "exclude", "seed")
+_WEIGHTS = ("sparsity", "pattern", "rounds", "schedule", "sanity")
 _CHANNELS = ("budget", "normalise", "round_to")
 
 
@@ -110,7 +110,8 @@ class PruneJob:
                 "granularity channel, or granularity 2:4 and neither; got "
                 f"sparsity {self.sparsity}, budget {self.budget} and granularity {self.granularity}"
             )
-        check_channels(self.budget or "macs=1", self.normalise, self.floor, self.round_to)
+        ranking = self.ranking if self.wide else "global"
+        check_channels(self.budget or "macs=1", self.normalise, self.floor, self.round_to, ranking)
         check_cut(self.sparsity or 0.0, self.ranking, self.floor)
         sparsities(self.sparsity or 0.0, self.rounds, self.schedule)  # type: ignore[arg-type]  # checked there
         check_sanity(self.sanity)

@@ -237,3 +237,13 @@ def test_the_report_tells_widths_before_and_after(tmp_path: Path) -> None:
     example = EXAMPLES["residual"]
     again = fxprune.load(tmp_path / "net", example.build(), (torch.randn(2, *example.shape),))
     assert again.record == thin.record
+
+
+def test_a_ranking_by_layer_takes_the_same_share_of_each() -> None:
+    coupling, weights, values = ready()
+    values = Saliency({name: v * (100 if name == "a.weight" else 1) for name, v in values.items()})
+    cut = set(choose(coupling, weights, weights, values, Budget("macs", 0.4), ranking="layer", normalise="none"))
+    shares = [len(cut.intersection(f.units)) / len(f.units) for f in coupling.families() if len(f.units) > 1]
+    assert max(shares) - min(shares) <= 1 / min(len(f.units) for f in coupling.families() if len(f.units) > 1)
+    with pytest.raises(ShrinkError, match="ranking: expected one of global, layer for channels, got 'erk'"):
+        PruneJob(ModelSpec("timm:resnet18"), None, granularity="channel", budget="macs=0.5", ranking="erk")

@@ -25,7 +25,7 @@ from fxprune.study import pages
 from fxprune.study.claims import claims_page
 from fxprune.study.experiment import Experiment, experiments, header, perform
 from fxprune.study.lab import Lab
-from fxprune.study.methods import METHODS
+from fxprune.study.methods import CHANNELS, METHODS
 from fxprune.study.runner import ROWS, run
 from fxprune.study.setting import Kind, Setting
 from fxprune.study.studies import STUDIES, ntk
@@ -107,6 +107,33 @@ def test_every_method_gives_a_trained_network_of_each_sparsity(lab: Lab, name: s
         assert len(row["losses"]) == 2
         assert len(row["gradients"]) == 3
         assert all(math.isfinite(number) for number in row["losses"] + row["gradients"])
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_every_method_gives_a_trained_network_of_fewer_channels(lab: Lab, name: str) -> None:
+    wanted = (0.0,) if name == "dense" else (0.5, 0.75)
+    rows = list(perform(lab, Experiment("channels", "tiny", name, wanted, 0)))
+    whole = 64 * 8 * 9 + 16 * 64 * 9 + 1280
+    for row, sparsity in zip(rows, wanted, strict=True):
+        assert row["sparsity"] == sparsity
+        assert row["kept"] == row["prunable"]
+        assert row["macs"] <= (1 - sparsity) * whole
+        assert len(row["losses"]) == 2
+        assert len(row["gradients"]) == 3
+    assert [row["kept"] for row in rows] == sorted((row["kept"] for row in rows), reverse=True)
+
+
+def test_the_page_of_channels(path: Path, tmp_path: Path) -> None:
+    list(pages.conduct("channels", path, tmp_path, [], jobs=1))
+    page = (tmp_path / "channels.md").read_text()
+    numbers = json.loads((tmp_path / "channels.json").read_text())
+    (thinner,) = [c for c in numbers["cells"] if c["method"] == "thinner" and c["share"] == 0.25]
+    mean, std = (100 * thinner["accuracy"][name] for name in ("mean", "std"))
+    (line,) = [line for line in page.splitlines() if line.startswith("| thinner |")]
+    assert f"{mean:.1f} ± {std:.1f}" in line
+    assert f"[{thinner['weights']['mean']:,.0f}]" in line
+    assert "| 50% of the MACs | 25% of the MACs |" in page
+    assert "    fxprune study channels small.toml" in (tmp_path / "README.md").read_text()
 
 
 def test_the_same_seed_gives_the_same_result_whatever_came_before(lab: Lab) -> None:
@@ -275,21 +302,21 @@ def test_results_of_another_setting_are_refused(setting: Setting, path: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "kind"),
+    ("old", "new", "kinds"),
     [
-        ("epochs = 2", "epochs = 3", "train"),
-        ("every = 2", "every = 3", "train"),
-        ("steps = 2", "steps = 4", "kernel"),
+        ("epochs = 2", "epochs = 3", ["train", "channels"]),
+        ("every = 2", "every = 3", ["train"]),
+        ("steps = 2", "steps = 4", ["kernel"]),
     ],
 )
 def test_results_depend_on_what_their_kind_uses(
-    setting: Setting, tmp_path: Path, old: str, new: str, kind: Kind
+    setting: Setting, tmp_path: Path, old: str, new: str, kinds: list[Kind]
 ) -> None:
     assert old in SETTING
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "small.toml").write_text(SETTING.replace(old, new))
     digests = Setting.read(tmp_path / "small.toml").digests
-    assert [each for each in digests if digests[each] != setting.digests[each]] == [kind]
+    assert [each for each in digests if digests[each] != setting.digests[each]] == kinds
 
 
 @pytest.mark.slow
@@ -348,7 +375,8 @@ def studied(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines += [made_up(setting, experiment, sparsity) for sparsity in experiment.sparsities]
     unique = {(row["experiment"], row["sparsity"]): row for row in lines}
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unique.values()))
-    list(pages.conduct("all", path, folder, [], measure=False))
+    for name in ("all", "channels"):
+        list(pages.conduct(name, path, folder, [], measure=False))
     return folder
 
 
@@ -360,6 +388,7 @@ def made_up(setting: Setting, experiment: Experiment, sparsity: float) -> dict[s
         "at": "1",
         "kept": 10,
         "prunable": 100,
+        "macs": 1000 * (1 - sparsity),
     }
     if experiment.kind == "kernel":
         own = {
@@ -469,8 +498,8 @@ def test_the_claim_of_the_kernel(predicted: Any, real: Any, verdict: str) -> Non
 def test_pages_do_not_depend_on_the_order_of_rows(path: Path, studied: Path, tmp_path: Path) -> None:
     lines = (studied / "rows.jsonl").read_text().splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(reversed(lines)) + "\n")
-    list(pages.conduct("all", path, tmp_path, [], measure=False))
     for name in STUDIES:
+        list(pages.conduct(name, path, tmp_path, [], measure=False))
         assert (tmp_path / f"{name}.md").read_text() == (studied / f"{name}.md").read_text()
 
 

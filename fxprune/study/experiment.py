@@ -11,7 +11,7 @@ from typing import Any
 from fxprune.rows import Row
 from fxprune.study.kernel import kernel
 from fxprune.study.lab import Lab
-from fxprune.study.methods import method
+from fxprune.study.methods import CHANNELS, METHODS, Method, method
 from fxprune.study.setting import Kind
 
 
@@ -20,10 +20,12 @@ class Experiment:
     """What to do.
 
     Attributes:
-        kind: ``"train"`` a sparse network, or look at its tangent ``"kernel"``.
+        kind: ``"train"`` a sparse network, or one without some of its ``"channels"``; or look at the tangent
+            ``"kernel"``.
         network: name in the setting.
-        method: name in `fxprune.study.methods.METHODS`.
-        sparsities: one, or all of those that a chained method goes through.
+        method: name in `fxprune.study.methods.METHODS`, or of channels in `CHANNELS`.
+        sparsities: one, or all of those that a chained method goes through; of channels, the shares of the
+            multiply-adds that go.
         seed: of everything that is drawn.
         vary: what differs from the setting: ``initialisation``, ``per_class``, ``sanity``.
     """
@@ -60,9 +62,8 @@ def experiments(
     for seed in seeds:
         for network in networks:
             for name in methods:
-                together = (
-                    [tuple(sparsities)] if method(name).chained else [(sparsity,) for sparsity in sparsities]
-                )
+                chained = method(name, _methods(kind)).chained
+                together = [tuple(sparsities)] if chained else [(sparsity,) for sparsity in sparsities]
                 together = [(0.0,)] if name == "dense" else together
                 found += [
                     Experiment(kind, network, name, part, seed, vary) for part in together for vary in varies
@@ -78,18 +79,23 @@ def perform(lab: Lab, experiment: Experiment) -> Iterator[Row]:
             lab, experiment.method, experiment.sparsities[0], experiment.seed
         )
         return
-    way = method(experiment.method).way
+    way = method(experiment.method, _methods(experiment.kind)).way
     for sparsity, model, trained in way(lab, experiment.sparsities, experiment.seed, experiment.vary):
         yield header(experiment, sparsity) | {
             "kept": model.masks.kept,
             "prunable": model.masks.numel,
             "emptied": len(model.masks.empty),
+            "macs": sum(weight.macs for weight in model.weights),
             "accuracy": round(trained.accuracy, 5),
             "losses": [float(f"{loss:.5g}") for loss in trained.losses],
             "gradients": [float(f"{norm:.5g}") for norm in trained.gradients],
             "seconds": round(time.monotonic() - start, 1),
         }
         start = time.monotonic()
+
+
+def _methods(kind: Kind) -> Mapping[str, Method]:
+    return CHANNELS if kind == "channels" else METHODS
 
 
 def header(experiment: Experiment, sparsity: float) -> Row:

@@ -15,13 +15,15 @@ from fxprune import data as data_sets
 from fxprune import zoo
 from fxprune.batches import score_batches
 from fxprune.capture import capture
+from fxprune.channels import Budget
 from fxprune.curvature import gradient_norm
 from fxprune.data import ImageData
 from fxprune.devices import find_device
 from fxprune.loss import classification
 from fxprune.masks import Masks
 from fxprune.model import PrunedModel
-from fxprune.pipeline import prune
+from fxprune.pipeline import prune, prune_channels
+from fxprune.rewrite import drop_masks
 from fxprune.scoring import prepare
 from fxprune.seeds import derived
 from fxprune.study.setting import Setting
@@ -91,15 +93,29 @@ class Lab:
         self, criterion: str, sparsity: float, seed: int, *, per_class: int | None = None, **options: Any
     ) -> PrunedModel:
         """Prune the network where it stands, by the criterion to the letter: no floor, no live point."""
-        batches = None
+        settings = {
+            "live": False,
+            "floor": 0.0,
+            "seed": seed,
+            **options,
+            **self._score(criterion, seed, per_class),
+        }
+        return prune(self.captured, criterion=criterion, sparsity=sparsity, **settings)
+
+    def thin(self, criterion: str, share: float, seed: int, **options: Any) -> PrunedModel:
+        """Cut channels of the network where it stands, until a share of its multiply-adds is left."""
+        settings = {"live": False, "seed": seed, **options, **self._score(criterion, seed)}
+        return prune_channels(self.captured, criterion=criterion, budget=Budget("macs", share), **settings)
+
+    def _score(self, criterion: str, seed: int, per_class: int | None = None) -> dict[str, Any]:
+        """The score images of a criterion, and the temperature of its loss."""
+        found: dict[str, Any] = {}
         if criterion not in ("random", "magnitude", "synflow"):
-            count = per_class or self.setting.per_class
-            classes = self.images.num_classes
-            batches = score_batches(self.images.score, classes=classes, per_class=count, seed=seed)
-        settings = {"live": False, "floor": 0.0, "seed": seed, **options}
+            count, classes = per_class or self.setting.per_class, self.images.num_classes
+            found["data"] = score_batches(self.images.score, classes=classes, per_class=count, seed=seed)
         if criterion != "grasp":  # that has its own; a Fisher matrix is of the loss that was trained with
-            settings["temperature"] = 1.0
-        return prune(self.captured, data=batches, criterion=criterion, sparsity=sparsity, **settings)
+            found["temperature"] = 1.0
+        return found
 
     def train(self, model: PrunedModel, seed: int, callbacks: Sequence[Callback] = (), **changes: Any) -> Trained:
         """Train a model as the setting says, but for changes of `TrainConfig`."""
@@ -133,14 +149,18 @@ class _Watch(Callback):
     """Measures the squared gradient norm over the kept weights, at the start and after each epoch.
 
     On test images in one batch with batch statistics. The graph that is measured shares the memory of the
-    model's parameters, so that it is made once.
+    model's parameters, so that it is made once: the lab's, or that of a model with fewer channels.
     """
 
     name = "watch"
 
     def __init__(self, lab: Lab, model: PrunedModel) -> None:
         self._model = model
-        self._scoring = prepare(lab.captured, lab.weights, [lab.measured], classification(1.0), live=False)
+        captured, weights = lab.captured, lab.weights
+        if model.record is not None and model.record.removed:
+            captured = drop_masks(model.captured, model.weights)
+            weights = find_weights(captured)
+        self._scoring = prepare(captured, weights, [lab.measured], classification(1.0), live=False)
         self.norms: list[float] = []
 
     def begin(self, run: Run) -> None:

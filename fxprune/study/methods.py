@@ -2,9 +2,10 @@
 
 Pruned at the initialisation and trained; trained, pruned and trained again from there with the schedule from its
 start (learning rate rewinding: Renda et al., ICLR 2020); lottery tickets; masks that move while training. Each
-yields one result for each sparsity that it is asked for, and takes every sparse network through the same schedule,
-which is what is compared. What else a method trains (the dense network that magnitude pruning starts from, the
-rounds of a ticket) is told with it, as `Method.more`.
+yields one result for each sparsity that it is asked for, and takes every sparse network through the same
+schedule, which is what is compared; so do those of `CHANNELS`, where networks get smaller. What else a method
+trains (the dense network that magnitude pruning starts from, the rounds of a ticket) is told with it, as
+`Method.more`.
 """
 
 from __future__ import annotations
@@ -107,6 +108,22 @@ def _moving(name: str, ranking: str) -> Way:
     return way
 
 
+def _thinned(criterion: str, *, trained: bool = False, **options: Any) -> Way:
+    """Channels are cut, and what is left is trained; `sparsities` are shares of the multiply-adds that go."""
+
+    def way(lab: Lab, sparsities: Sequence[float], seed: int, _: Mapping[str, Any]) -> Iterator[Result]:
+        lab.start(seed)
+        if trained:
+            lab.train(lab.dense(), seed)
+        start = _copied(lab)
+        for sparsity in sparsities:
+            lab.captured.host.load_state_dict(start)
+            model = lab.thin(criterion, 1 - sparsity, seed, **options)
+            yield sparsity, model, lab.train(model, seed)
+
+    return way
+
+
 def _copied(lab: Lab) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in lab.captured.host.state_dict().items()}
 
@@ -131,12 +148,24 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def method(name: str) -> Method:
+CHANNELS: Mapping[str, Method] = {
+    "dense": METHODS["dense"],
+    "thinner": Method(_thinned("random", ranking="layer"), "the same share of every width, drawn at random"),
+    "random": Method(_thinned("random"), "random saliencies"),
+    "snip": Method(_thinned("snip"), "sums of SNIP's saliencies"),
+    "grasp": Method(_thinned("grasp"), "sums of GraSP's saliencies"),
+    "magnitude": Method(
+        _thinned("magnitude", trained=True), "sums of magnitudes after training", True, "the dense network"
+    ),
+}
+
+
+def method(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """A method by its name.
 
     Raises:
         StudyError: there is none of that name.
     """
-    if name not in METHODS:
-        raise StudyError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
-    return METHODS[name]
+    if name not in among:
+        raise StudyError(f"method: expected one of {', '.join(among)}, got {name!r}")
+    return among[name]

@@ -13,7 +13,7 @@ from fxprune.rows import Row, read_rows
 from fxprune.study.claims import claims_page
 from fxprune.study.runner import ROWS, require_setting, run
 from fxprune.study.setting import Setting
-from fxprune.study.studies import STUDIES, study
+from fxprune.study.studies import PAPER, STUDIES, study
 from fxprune.study.study import Study
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def conduct(
     """Conduct a study, or all of them; a line for each thing that is done.
 
     Args:
-        name: of a study, or ``"all"``.
+        name: of a study, or ``"all"`` for the paper's questions.
         path: the setting.
         output: folder; ``out/studies/SETTING`` by default. What it has of the setting already is not done again.
         networks: only these of the setting; all if there are none.
@@ -40,7 +40,7 @@ def conduct(
         ResultsError: the folder holds results of another setting.
     """
     setting = Setting.read(path)
-    wanted = list(STUDIES.values()) if name == "all" else [study(name)]
+    wanted = list(PAPER) if name == "all" else [study(name)]
     names = [setting.network(network).name for network in networks] or list(setting.networks)
     folder = output or Path("out/studies") / setting.name
     file = folder / ROWS_FILE
@@ -88,7 +88,8 @@ def _index(
     """A page that leads to the others, with the paper's claims."""
     versions = sorted({json.dumps(row["versions"], sort_keys=True) for row in rows})
     there = [each for each in numbers if (folder / f"{each.name}.md").exists()]
-    names = ["all"] if len(there) == len(STUDIES) else [each.name for each in there]
+    others = [each.name for each in there if each not in PAPER]
+    names = ["all", *others] if set(PAPER) <= set(there) else [each.name for each in there]
     minutes = sum(row.get("seconds", 0.0) for row in rows) / 60
     parts = [
         f"# {setting.name}",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fxprune.channels import Budget
 from fxprune.errors import StudyError
 from fxprune.masks import check_sparsity
 from fxprune.toml import model_spec, read_tables, require_known
@@ -17,13 +18,13 @@ from fxprune.topology import make
 from fxprune.training import TrainConfig
 from fxprune.zoo import ModelSpec
 
-Kind = Literal["train", "kernel"]
+Kind = Literal["train", "kernel", "channels"]
 
 _TABLES = {
     "data": ("name", "limit", "test_limit"),
     "networks": None,
     "train": None,
-    "grid": ("methods", "sparsities", "seeds", "per_class", "per_classes", "few_sparsities"),
+    "grid": ("methods", "sparsities", "seeds", "per_class", "per_classes", "few_sparsities", "shares"),
     "topology": None,
     "tickets": ("rewind", "rate"),
     "kernel": ("per_class", "lr", "steps"),
@@ -62,6 +63,7 @@ class Setting:
         networks: by name.
         methods: those that the study of the accuracy compares; none stands for all.
         sparsities: at which networks are compared, ascending.
+        shares: of the multiply-adds that are left where channels are cut, descending.
         few_sparsities: a part of these, for the studies that vary something else.
         seeds: each draws another initialisation, other score images and another order of training.
         per_class: score images of each class.
@@ -81,6 +83,7 @@ class Setting:
     methods: tuple[str, ...]
     sparsities: tuple[float, ...]
     few_sparsities: tuple[float, ...]
+    shares: tuple[float, ...]
     seeds: tuple[int, ...]
     per_class: int
     per_classes: tuple[int, ...]
@@ -119,6 +122,9 @@ def _setting(path: Path, tables: dict[str, dict[str, Any]]) -> Setting:
     tickets, kernel = {"rewind": 0.1, "rate": 0.2, **tables["tickets"]}, {**_KERNEL, **tables["kernel"]}
     sparsities = tuple(sorted(grid["sparsities"]))
     few = tuple(sorted(grid.get("few_sparsities", sparsities)))
+    shares = tuple(
+        sorted((Budget("macs", share).share for share in grid.get("shares", (0.5, 0.25))), reverse=True)
+    )
     for sparsity in sparsities:
         check_sparsity(sparsity)
     if not set(few) <= set(sparsities):
@@ -142,6 +148,7 @@ def _setting(path: Path, tables: dict[str, dict[str, Any]]) -> Setting:
         tuple(grid.get("methods", ())),
         sparsities,
         few,
+        shares,
         tuple(int(seed) for seed in grid["seeds"]),
         grid["per_class"],
         tuple(grid["per_classes"]),
@@ -149,7 +156,11 @@ def _setting(path: Path, tables: dict[str, dict[str, Any]]) -> Setting:
         tickets["rewind"],
         tickets["rate"],
         kernel,
-        {"train": _digest(tables, networks), "kernel": of_kernel},
+        {
+            "train": _digest(tables, networks),
+            "kernel": of_kernel,
+            "channels": _digest({**tables, "topology": {}, "tickets": {}}, networks),
+        },
     )
 
 

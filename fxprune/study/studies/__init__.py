@@ -5,15 +5,15 @@ from __future__ import annotations
 from fxprune.errors import StudyError
 from fxprune.study.studies.accuracy import ACCURACY
 from fxprune.study.studies.batch_size import BATCH_SIZE
+from fxprune.study.studies.channels import CHANNELS_STUDY
 from fxprune.study.studies.flow import GRADIENT_FLOW
 from fxprune.study.studies.initialisation import INITIALISATION
 from fxprune.study.studies.ntk import NTK
 from fxprune.study.studies.sanity import SANITY
 from fxprune.study.study import Study
 
-STUDIES: dict[str, Study] = {
-    study.name: study for study in (ACCURACY, GRADIENT_FLOW, INITIALISATION, BATCH_SIZE, NTK, SANITY)
-}
+PAPER = (ACCURACY, GRADIENT_FLOW, INITIALISATION, BATCH_SIZE, NTK, SANITY)  # its questions, in one go as "all"
+STUDIES: dict[str, Study] = {study.name: study for study in (*PAPER, CHANNELS_STUDY)}
 
 
 def study(name: str) -> Study:
