@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test lint compat-sample clean
 
 demo: .venv/ready
-	$(BIN)/fxprune run model_zoo/recipes/digits-resnet20.toml --force
+	$(BIN)/fxprune run model_zoo/recipes/digits-resnet20.toml model_zoo/recipes/digits-resnet20-thin.toml --force
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2

@@ -25,7 +25,7 @@ from scoring import versions
 from torch import nn
 from training import step
 
-from fxprune import CapturedModel, Masks, PrunedModel, capture, export_onnx, find_weights, prune_channels
+from fxprune import PrunedModel, capture, export_onnx, prune_channels
 from fxprune.onnx.outputs import named_inputs
 from fxprune.onnx.read import open_session
 from fxprune.zoo import ModelSpec, build
@@ -49,7 +49,7 @@ def measure(name: str, runs: int, round_to: int, threads: int) -> dict[str, Any]
     captured = capture(module, torch.randn(2, *shape))
     options: dict[str, Any] = {"criterion": "magnitude", "live": False, "round_to": round_to}
     thin = prune_channels(captured, budget=f"macs={BUDGET}", **options)
-    whole = _whole(captured)
+    whole = PrunedModel.dense(captured)
     row = {
         "case": name,
         "macs": _macs(thin) / _macs(whole),
@@ -63,11 +63,6 @@ def measure(name: str, runs: int, round_to: int, threads: int) -> dict[str, Any]
         before, after = _in_turn([_training(model, batch) for model in (whole, thin)], runs)
         row |= {"step": after / before, "step_bound": step_bound, "step_ms": [1000 * before, 1000 * after]}
     return row
-
-
-def _whole(captured: CapturedModel) -> PrunedModel:
-    weights = find_weights(captured)
-    return PrunedModel(captured, weights, Masks({w.name: torch.ones(w.shape, dtype=torch.bool) for w in weights}))
 
 
 def _latency(whole: PrunedModel, thin: PrunedModel, runs: int, threads: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -18,7 +18,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from fxprune import __version__
-from fxprune.errors import FxpruneError, TrainError, VerificationError
+from fxprune.errors import FxpruneError, RecipeError, TrainError, VerificationError
+
+if TYPE_CHECKING:
+    from fxprune.recipes import Recipe, RunResult
 
 app = typer.Typer(
     name="fxprune",
@@ -423,28 +426,48 @@ def report(
 
 @app.command()
 def run(
-    recipe: Annotated[
-        Path, typer.Argument(help="A recipe in TOML, such as model_zoo/recipes/digits-resnet20.toml.")
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE...",
+            help="Recipes in TOML, such as model_zoo/recipes/digits-resnet20.toml; several end side by side.",
+        ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; the recipe's by default.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="In place of the recipe's.")] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go through a recipe: prune, train, export, verify, report."""
+    """Go through recipes: prune, train, export, verify, report."""
     from dataclasses import replace
 
     from fxprune.recipes import Recipe
     from fxprune.recipes import run as run_recipe
+
+    if len(recipes) > 1 and (output or sparsity is not None):
+        raise RecipeError(
+            "--output and --sparsity: expected one recipe to change, got several; run them one by one"
+        )
+    read = [Recipe.read(recipe) for recipe in recipes]  # mistakes in any are told before the first is run
+    if output:
+        read = [replace(read[0], output=output)]
+    if sparsity is not None:
+        read = [replace(read[0], job=replace(read[0].job, sparsity=sparsity))]
+    results = []
+    for each in read:
+        results.append(run_recipe(each, force=force, say=_say))
+        if not as_json:
+            _print_result(each, results[-1])
+    if as_json:
+        found = [result.to_json() for result in results]
+        _print_json(found if len(found) > 1 else found[0])
+    elif len(results) > 1:
+        out.print(_side_by_side([recipe.stem for recipe in recipes], results))
+
+
+def _print_result(recipe: Recipe, result: RunResult) -> None:
     from fxprune.stages import REPORT_FILE, RESULTS_FILE
 
-    read = Recipe.read(recipe)
-    read = replace(read, output=output) if output else read
-    read = replace(read, job=replace(read.job, sparsity=sparsity)) if sparsity is not None else read
-    result = run_recipe(read, force=force, say=_say)
-    if as_json:
-        _print_json(result.to_json())
-        return
     _print_report(result.report, as_json=False)
     out.print(_verification_table(result.verification))
     if result.dense_accuracy is not None:
@@ -455,10 +478,31 @@ def run(
         highlight=False,
     )
     out.print(
-        f"everything is in {read.output}, figures in {read.output / RESULTS_FILE}, the report in "
-        f"{read.output / REPORT_FILE}",
+        f"everything is in {recipe.output}, figures in {recipe.output / RESULTS_FILE}, the report in "
+        f"{recipe.output / REPORT_FILE}",
         highlight=False,
     )
+
+
+def _side_by_side(names: list[str], results: list[RunResult]) -> Table:
+    """What each recipe came to, beside the dense network where that was measured."""
+    table = Table("", *names, title="Side by side", title_justify="left")
+    files = [(result.report.file, result.report.dense) for result in results]
+    totals = [result.report.totals for result in results]
+    wholes = [result.report.record.whole if result.report.record else None for result in results]
+    executed = [t["macs"] / (whole.macs if whole else t["macs"]) for t, whole in zip(totals, wholes, strict=True)]
+    table.add_row("weights kept of those there", *(f"{t['kept'] / t['prunable']:.1%}" for t in totals))
+    table.add_row("MACs that a dense runtime executes", *(f"{share:.1%} of the dense" for share in executed))
+    table.add_row("bytes of the file", *(f"{file.bytes:,}" if file else "" for file, _ in files))
+    table.add_row(
+        "of the dense file",
+        *(f"{file.bytes / dense.bytes:.3f}" if file and dense else "" for file, dense in files),
+    )
+    table.add_row("latency beside the dense file", *(f"{dense.ratio:.2f}" if dense else "" for _, dense in files))
+    table.add_row("test accuracy", *(f"{result.pruned_accuracy:.2%}" for result in results))
+    dense = [result.dense_accuracy for result in results]
+    table.add_row("of the dense network", *("" if found is None else f"{found:.2%}" for found in dense))
+    return table
 
 
 class _DefaultsToRun(TyperGroup):

@@ -15,7 +15,7 @@ from fxprune.masks import Masks
 from fxprune.program import operand_value
 from fxprune.regions import CapturedModel, Mode
 from fxprune.rewrite import check_masks, insert_masks, mask_name
-from fxprune.weights import PrunableWeight, Weights
+from fxprune.weights import PrunableWeight, Weights, find_weights
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,16 @@ class PrunedModel(nn.Module):
         self.training = host.training
         self.__dict__["weights"], self.__dict__["record"] = weights, record
         self.register_load_state_dict_pre_hook(_keep_masks)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def dense(cls, captured: CapturedModel) -> PrunedModel:
+        """A model with masks that keep everything.
+
+        Raises:
+            WeightError: there is no prunable weight.
+        """
+        weights = find_weights(captured)
+        return cls(captured, weights, {w.name: torch.ones(w.shape, dtype=torch.bool) for w in weights})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute what the original computes with its operands masked."""

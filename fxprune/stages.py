@@ -32,6 +32,7 @@ from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
 from fxprune.pattern import check_pattern
 from fxprune.pipeline import DEFAULT_FLOOR, prune, prune_channels
+from fxprune.regions import CapturedModel
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
 from fxprune.sanity import check_sanity
@@ -371,7 +372,9 @@ def report_stage(
     pruned, shape, notes = _open(folder, model)
     file = Path(notes["export"]["file"]) if "export" in notes else None
     file = file if file is not None and file.is_file() else None
-    statistics = report(pruned, file, latency=latency and file is not None)
+    latency = latency and file is not None
+    whole = _whole(folder, model) if latency and pruned.record and pruned.record.removed else None
+    statistics = report(pruned, file, latency=latency, original=whole)
     if gradient:
         spec = read_manifest(folder).model
         assert spec is not None  # _open built it
@@ -380,6 +383,15 @@ def report_stage(
     if page is not None:
         write_page(statistics, page)
     return statistics
+
+
+def _whole(folder: Path, model: ModelSpec | None) -> CapturedModel:
+    """The model of a checkpoint with all of its channels, at random weights."""
+    spec = read_manifest(folder).model
+    assert spec is not None  # _open built it
+    module, shape = zoo.build(replace(spec, name=model.name) if model else spec)
+    made = example(module, shape)
+    return capture(module, made.args, made.kwargs)
 
 
 def _recorded_job(pruned: PrunedModel, spec: ModelSpec, notes: Mapping[str, Any]) -> PruneJob | None:

@@ -154,3 +154,20 @@ def test_a_change_that_another_view_sees_stays() -> None:
     graph, x = graph_of(build), torch.tensor([-1.0, 3.0])
     out_of_place(graph)
     torch.testing.assert_close(fx.GraphModule({}, graph)(x), torch.tensor([0.0, 6.0]))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_statistics_of_large_batches_are_exact_to_the_last_digits(memory_format: torch.memory_format, scaled: bool) -> None:
+    """Where they are not, numbers near zero change their sign, and ReLUs pass what they should stop."""
+    x = (torch.randn(100, 16, 32, 32) + 0.3).contiguous(memory_format=memory_format)
+    scale, shift = (torch.rand(16) + 0.5, torch.randn(16)) if scaled else (None, None)
+    exact = doubly.batch_norm(*_double(x, scale, shift), None, None, True, 0.1, 1e-5)
+    found = doubly.batch_norm(x, scale, shift, None, None, True, 0.1, 1e-5)
+    assert found.is_contiguous(memory_format=memory_format)
+    assert float((found - exact).abs().max()) < 2e-6
+    assert int(((found > 0) != (exact > 0)).sum()) <= 2
+
+
+def _double(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.double() for tensor in tensors]

@@ -16,6 +16,7 @@ import torch
 
 from fxprune.model import PrunedModel
 from fxprune.progress import working
+from fxprune.regions import CapturedModel
 
 RUNS = 50  # of each file, unless they take longer than
 SECONDS = 10.0  # for both files together
@@ -24,7 +25,7 @@ _LEAST = 5
 
 @dataclass(frozen=True)
 class DenseFile:
-    """The network without its masks as an ONNX file, and the time that both files take.
+    """The network without its masks, or with all of its channels, as an ONNX file, and the time that both take.
 
     Attributes:
         bytes: size of the dense file.
@@ -50,8 +51,12 @@ class DenseFile:
         return self.sparse_ms / self.dense_ms
 
 
-def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None) -> DenseFile:
-    """Export `pruned` with masks of all ones, and time ONNX Runtime on that file and on `file`.
+def compare_with_dense(
+    pruned: PrunedModel, file: str | os.PathLike[str] | None, original: CapturedModel | None = None
+) -> DenseFile:
+    """Export the dense network, and time ONNX Runtime on that file and on `file`.
+
+    The dense network is `original`, or `pruned` with masks of all ones.
 
     Calls alternate, so that whatever else goes on in the machine meets both files alike, and medians leave out
     the calls that it met worst.
@@ -66,7 +71,10 @@ def compare_with_dense(pruned: PrunedModel, file: str | os.PathLike[str] | None)
     if file is None:
         raise ExportError("latency: expected the model's ONNX file to measure, got none; export the model first")
     model = copy.deepcopy(pruned).cpu()
-    model.set_masks({name: torch.ones_like(mask) for name, mask in model.masks.items()})
+    if original is None:
+        model.set_masks({name: torch.ones_like(mask) for name, mask in model.masks.items()})
+    else:
+        model = PrunedModel.dense(original).cpu().train(pruned.training)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         export_onnx(model, path, encoding="dense")

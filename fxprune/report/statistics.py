@@ -15,6 +15,7 @@ from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.loss import Loss
 from fxprune.model import PrunedModel, PruneRecord
 from fxprune.progress import working
+from fxprune.regions import CapturedModel
 from fxprune.report.file import FileBytes, bytes_of, require_file_of
 from fxprune.report.latency import DenseFile, compare_with_dense
 from fxprune.scoring import Batch
@@ -162,6 +163,7 @@ def report(
     latency: bool = False,
     data: Iterable[Batch] | None = None,
     loss_fn: Loss | None = None,
+    original: CapturedModel | None = None,
 ) -> CompressionReport:
     """Count what is kept and what it costs.
 
@@ -171,6 +173,8 @@ def report(
         latency: export the network without its masks as well, to hold the file's size and speed against.
         data: score batches, to report the gradient norm on, before and after pruning. Take the model as it was
             pruned: training moves the weights.
+        original: with `latency`: what channels were cut of, to hold the file against. By default that is the
+            network without its masks, which for a model of fewer channels is itself.
         loss_fn: of the model's output and the targets; cross-entropy by default.
 
     Raises:
@@ -182,7 +186,7 @@ def report(
         require_file_of(pruned, Path(file))
     with working("following paths"):
         found = effective(pruned)
-    dense = compare_with_dense(pruned, file) if latency else None
+    dense = compare_with_dense(pruned, file, original) if latency else None
     dense_bytes = _bytes_of_original(pruned)
     rows = tuple(_rows(pruned, found))
     return CompressionReport(

@@ -20,7 +20,6 @@ from fxprune.curvature import gradient_norm
 from fxprune.data import ImageData
 from fxprune.devices import find_device
 from fxprune.loss import classification
-from fxprune.masks import Masks
 from fxprune.model import PrunedModel
 from fxprune.pipeline import prune, prune_channels
 from fxprune.rewrite import drop_masks
@@ -86,8 +85,7 @@ class Lab:
 
     def dense(self) -> PrunedModel:
         """The network with masks that keep everything."""
-        masks = {weight.name: torch.ones(weight.shape, dtype=torch.bool) for weight in self.weights}
-        return PrunedModel(self.captured, self.weights, Masks(masks))
+        return PrunedModel.dense(self.captured)
 
     def prune(
         self, criterion: str, sparsity: float, seed: int, *, per_class: int | None = None, **options: Any
