@@ -400,6 +400,31 @@ def test_a_recipe_goes_all_the_way(run, net: str, tmp_path: Path) -> None:
     assert (out_folder / "report.html").is_file()
 
 
+def test_two_recipes_end_side_by_side(run, net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    thin = RECIPE.replace("sparsity = 0.8", 'granularity = "channel"\nbudget = "macs=0.5"')
+    paths = []
+    for name, text in (("sparse", RECIPE), ("thin", thin.replace("dense_baseline = true", ""))):
+        paths.append(str(tmp_path / f"{name}.toml"))
+        Path(paths[-1]).write_text(text + f'output = "{name}"\n')
+    code, out, err = run("run", *paths)
+    assert code == 0, err
+    sparse, cut = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("sparse", "thin"))
+    table = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if "│" in line]
+    rows = {cells[0]: cells[1:] for cells in table if len(cells) == 3}
+    assert rows["test accuracy"] == [f"{found['pruned_accuracy']:.2%}" for found in (sparse, cut)]
+    whole = cut["report"]["record"]["whole"]["macs"]
+    assert whole == sparse["report"]["totals"]["macs"]
+    shares = ["100.0% of the dense", f"{cut['report']['totals']['macs'] / whole:.1%} of the dense"]
+    assert rows["MACs that a dense runtime executes"] == shares
+    assert rows["of the dense network"] == [f"{sparse['dense_accuracy']:.2%}", ""]
+    sizes = [found["report"]["dense"]["bytes"] for found in (sparse, cut)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)  # of the whole network; what a file says of itself differs
+    code, _, err = run("run", *paths, "-o", str(tmp_path / "other"))
+    assert code == 2
+    assert "expected one recipe to change, got several" in err
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

@@ -158,7 +158,9 @@ def test_a_change_that_another_view_sees_stays() -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_statistics_of_large_batches_are_exact_to_the_last_digits(memory_format: torch.memory_format, scaled: bool) -> None:
+def test_statistics_of_large_batches_are_exact_to_the_last_digits(
+    memory_format: torch.memory_format, scaled: bool
+) -> None:
     """Where they are not, numbers near zero change their sign, and ReLUs pass what they should stop."""
     x = (torch.randn(100, 16, 32, 32) + 0.3).contiguous(memory_format=memory_format)
     scale, shift = (torch.rand(16) + 0.5, torch.randn(16)) if scaled else (None, None)
