@@ -419,7 +419,7 @@ def test_two_recipes_end_side_by_side(run, net: str, tmp_path: Path, monkeypatch
     assert rows["MACs that a dense runtime executes"] == shares
     assert rows["of the dense network"] == [f"{sparse['dense_accuracy']:.2%}", ""]
     sizes = [found["report"]["dense"]["bytes"] for found in (sparse, cut)]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)  # of the whole network; what a file says of itself differs
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)  # of the whole one
     code, _, err = run("run", *paths, "-o", str(tmp_path / "other"))
     assert code == 2
     assert "expected one recipe to change, got several" in err
