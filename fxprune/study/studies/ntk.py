@@ -88,18 +88,13 @@ def _plot(numbers: dict[str, Any]) -> Figure:
     pruned = [cell for cell in numbers["cells"] if cell["method"] != "dense"]
     for (network, sparsity), own in grouped(pruned, lambda c: (c["network"], c["sparsity"])).items():
         shown = [*([dense[network]] if network in dense else []), *own]
-        panels[f"{network}, {sparsity:.1%}"] = (
-            {
-                cell["method"]: {
-                    float(place): (value, 0.0)
-                    for place, value in enumerate(cell["eigenvalues"], 1)
-                    if value > _ZERO * cell["eigenvalues"][0]
-                }
-                for cell in shown
-            },
-            None,
-        )
+        spectra = {cell["method"]: _spectrum(cell["eigenvalues"]) for cell in shown}
+        panels[f"{network}, {sparsity:.1%}"] = (spectra, None)
     return lines(panels, "place of the eigenvalue", "eigenvalue", log_y=True, markers=False)
+
+
+def _spectrum(values: Sequence[float]) -> dict[float, tuple[float, float]]:
+    return {float(place): (value, 0.0) for place, value in enumerate(values, 1) if value > _ZERO * values[0]}
 
 
 NTK = Study(
@@ -110,7 +105,3 @@ NTK = Study(
     _page,
     _plot,
 )
-
-
-def _spectrum(values: Sequence[float]) -> dict[float, tuple[float, float]]:
-    return {float(place): (value, 0.0) for place, value in enumerate(values, 1) if value > _ZERO * values[0]}
