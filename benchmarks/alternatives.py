@@ -26,8 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
-from scoring import CASES, captured, memory_peak, reset_peak, versions
+from scoring import CASES, captured, memory_peak, reset_peak
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -170,10 +171,7 @@ def main() -> None:
             time_, memory = (f"{found[key] / base[key]:.2f}" for key in ("seconds", "peak_mb"))
             first = f"{found['first_seconds'] / base['seconds']:.0f}" if "first_seconds" in found else ""
             print(f"| {row['case']} | {side} | {time_} | {memory} | {first} | {found['overlap']:.2%} |")
-    if options.json:
-        cases = "".join(f" --case {case}" for case in options.case or ())
-        command = f"python benchmarks/alternatives.py --repeats {options.repeats}{cases}"
-        options.json.write_text(json.dumps({"command": command, **versions(), "rows": rows}, indent=1))
+    record.write(options.json, rows, "timm")
 
 
 if __name__ == "__main__":

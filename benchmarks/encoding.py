@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-Row = dict[str, Any]
+import record
+from record import Row
 
 MODELS = ("timm:resnet50", "timm:vit_small_patch16_224")
 SPARSITIES = (0.8, 0.9, 0.98)
@@ -188,17 +186,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def versions() -> Row:
-    """Of what the figures depend on."""
-    import onnx
-    import onnxruntime
-    import timm
-    import torch
-
-    modules = (onnx, onnxruntime, timm, torch)
-    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
-
-
 def main() -> None:
     """Parse the command line, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,15 +201,7 @@ def main() -> None:
         print(f"{name} at {sparsity:.0%}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             rows += measure(name, sparsity, options.repeats, Path(folder))
-        if options.json:  # after each, since they take a while
-            record = {
-                "command": f"python benchmarks/encoding.py --model {' '.join(options.model)} "
-                f"--sparsity {' '.join(map(str, options.sparsity))} --repeats {options.repeats}",
-                "versions": versions(),
-                "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "threads": 1},
-                "rows": rows,
-            }
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
+        record.write(options.json, rows, "onnx", "onnxruntime", "timm")  # after each, since they take a while
     print(table(rows))
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
+from record import Row
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,8 +62,6 @@ METHODS = {
     "random": ("random", lambda saliency: saliency),
 }
 DENSE = "dense"
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -182,8 +181,7 @@ def load_images() -> data.ImageData:
 
 def read_rows(file: Path) -> list[Row]:
     """The measurements of a file; a last line that an interrupt cut short is left out."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    rows = record.read_lines(file) if file.exists() else []
     return [row for row in rows if "norm" in row]
 
 
@@ -204,26 +202,6 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             for method, sparsity in wanted:
                 if (network, seed, sparsity, method, options.temperature) not in done:
                     yield drawn.measured(method, sparsity, options.temperature)
-
-
-def append(file: Path, row: Row) -> None:
-    """Whole lines, so that an interrupted run loses one row at most."""
-    torn = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
-    with file.open("a") as out:
-        out.write("\n" * bool(torn) + json.dumps(row) + "\n")
-
-
-def versions() -> Row:
-    """What the figures were made with."""
-    arguments = " ".join(sys.argv[1:])
-    return {
-        "command": f"python benchmarks/gradient_flow.py {arguments}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-    }
-
-
-# --- the table
 
 
 def table(rows: Sequence[Row], temperature: float) -> Iterator[str]:
@@ -314,10 +292,10 @@ def main() -> None:
             put_into(options.into, text)
     if not options.out:
         return
-    append(options.out, versions())
+    record.append_line(options.out, record.circumstances())
     with kept_by_the_allocator():
         for row in measure(options):
-            append(options.out, row)
+            record.append_line(options.out, row)
             print(json.dumps(row), flush=True)
 
 

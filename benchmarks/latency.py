@@ -12,7 +12,6 @@ Medians are told.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
-from scoring import versions
 from torch import nn
 from training import step
 
@@ -60,7 +59,7 @@ def measure(name: str, runs: int, round_to: int, threads: int) -> dict[str, Any]
     }
     if images:
         batch = torch.randn(images, *shape), torch.randint(1000, (images,))
-        before, after = _in_turn([_training(model, batch) for model in (whole, thin)], runs)
+        before, after = in_turn([_training(model, batch) for model in (whole, thin)], runs)
         row |= {"step": after / before, "step_bound": step_bound, "step_ms": [1000 * before, 1000 * after]}
     return row
 
@@ -72,7 +71,7 @@ def _latency(whole: PrunedModel, thin: PrunedModel, runs: int, threads: int) -> 
             path = Path(folder) / f"{number}.onnx"
             export_onnx(model.eval(), path, encoding="dense")
             calls.append(_session(path, model, threads))
-        before, after = _in_turn(calls, runs)
+        before, after = in_turn(calls, runs)
     return {"latency": after / before, "latency_ms": [1000 * before, 1000 * after], "threads": threads}
 
 
@@ -86,7 +85,7 @@ def _training(model: PrunedModel, batch: tuple[torch.Tensor, torch.Tensor]) -> C
     return lambda: step(model, optimizer, *batch)
 
 
-def _in_turn(calls: list[Callable[[], object]], runs: int) -> list[float]:
+def in_turn(calls: list[Callable[[], object]], runs: int) -> list[float]:
     """Medians of seconds; the order changes from round to round."""
     seconds: list[list[float]] = [[] for _ in calls]
     for round_ in range(WARM_UP + runs):
@@ -128,10 +127,7 @@ def main() -> None:
             f"| {training} |",
             flush=True,
         )
-    if options.json:
-        cases = "".join(f" --case {case}" for case in options.case or ())
-        command = f"python benchmarks/latency.py --runs {options.runs} --round-to {options.round_to}{cases}"
-        options.json.write_text(json.dumps({"command": command, **versions(), "rows": rows}, indent=1))
+    record.write(options.json, rows, "timm")
 
 
 if __name__ == "__main__":

@@ -22,17 +22,17 @@ import argparse
 import json
 import math
 import multiprocessing
-import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
+import record
 import timm
 import torch
+from record import Row
 from timm.models import _registry
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -59,7 +59,6 @@ SIZES = (128, 112, 160, 192, 224)
 CLASSES, IMAGES = 10, 4
 SECONDS, BYTES = 900, 12 * 2**30
 
-Row = dict[str, Any]
 Say = Callable[[Row], None]
 
 
@@ -221,29 +220,15 @@ def _child(name: str, out: Connection) -> None:
 def run(file: Path) -> None:
     """Add the rows that the file lacks. Its first line holds versions, machine and the list of models."""
     if not file.exists():
-        _append(file, {"versions": _versions(), "models": smallest()})
+        record.append_line(file, {**record.circumstances("timm"), "models": smallest()})
     data.load("digits", (3, 8, 8))  # what children need is imported once
     capture(nn.Conv2d(3, 3, 3), (torch.zeros(2, 3, 8, 8),))
-    head, *rows = read(file)
+    head, *rows = record.read_lines(file)
     done = {row["model"] for row in rows}
     for model in head["models"]:
         if model["model"] not in done:
-            _append(file, model | guarded(model["model"]))
-            print(json.dumps(read(file)[-1])[:300], flush=True)
-
-
-def read(file: Path) -> list[Row]:
-    """The lines of a file of JSON."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def _append(file: Path, row: Row) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
+            record.append_line(file, model | guarded(model["model"]))
+            print(json.dumps(record.read_lines(file)[-1])[:300], flush=True)
 
 
 # --- the table
@@ -298,7 +283,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="MODEL", help="print the row of this timm model, and write nothing")
     options = parser.parse_args()
     if options.table:
-        head, *rows = read(options.file)
+        head, *rows = record.read_lines(options.file)
         print(table(rows, len(head["models"])))
     elif options.one:
         print(json.dumps(guarded(options.one)))

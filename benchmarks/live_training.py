@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Mapping
@@ -23,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
+import record
 import torch
+from record import Row
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 from warm_up import warm_up
@@ -51,7 +51,6 @@ SEEDS = (0, 1, 2)
 SPARSITIES = (0.95, 0.98)
 
 Batches = list[tuple[Tensor, Tensor]]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -151,15 +150,15 @@ def _tensors(samples: Any) -> TensorDataset:
 def run(file: Path, names: list[str], sparsities: list[float]) -> None:
     """Add the rows that the file lacks, seed by seed, so that a part of them compares methods as well."""
     if not file.exists():
-        _append(file, {"versions": _versions()})
+        record.append_line(file, {**record.circumstances("timm")})
     prepared = {name: _prepared(CASES[name]) for name in names}
     for sparsity, seed, name, method in itertools.product(sparsities, SEEDS, names, METHODS):
-        if (name, sparsity, seed, method) not in {_key(row) for row in read(file)[1:]}:
+        if (name, sparsity, seed, method) not in {_key(row) for row in record.read_lines(file)[1:]}:
             captured, found = prepared[name]
             torch.manual_seed(seed)
             captured.host.load_state_dict(build(CASES[name].model)[0].state_dict())
-            _append(file, _row(file, captured, found, name, method, sparsity, seed))
-            print(json.dumps(read(file)[-1]), flush=True)
+            record.append_line(file, _row(file, captured, found, name, method, sparsity, seed))
+            print(json.dumps(record.read_lines(file)[-1]), flush=True)
 
 
 def _prepared(case: Case) -> tuple[CapturedModel, ImageData]:
@@ -175,7 +174,8 @@ def _row(
     masks = _all(weights) if how is None else masks_of(captured, weights, batches, how, sparsity, seed)
     row: Row = {"case": name, "sparsity": sparsity, "seed": seed, "method": method, "masks": _digest(masks)}
     row |= {"kept": masks.kept, "weights": len(masks), "emptied": len(masks.empty)}
-    twins = [r for r in read(file)[1:] if (r["case"], r["seed"], r["masks"]) == (name, seed, row["masks"])]
+    same = (name, seed, row["masks"])
+    twins = [r for r in record.read_lines(file)[1:] if (r["case"], r["seed"], r["masks"]) == same]
     if twins:
         trained = {"accuracy": twins[0]["accuracy"], "loss": twins[0]["loss"], "same_as": twins[0]["method"]}
     else:
@@ -199,20 +199,6 @@ def _train(
 
 def _key(row: Row) -> tuple[str, float, int, str]:
     return row["case"], row["sparsity"], row["seed"], row["method"]
-
-
-def read(file: Path) -> list[Row]:
-    """The lines of a file of JSON."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def _append(file: Path, row: Row) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
 
 
 # --- the table
@@ -254,7 +240,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, action="append", help="all by default")
     options = parser.parse_args()
     if options.table:
-        print(table(read(options.file)[1:]))
+        print(table(record.read_lines(options.file)[1:]))
     else:
         run(options.file, options.case or list(CASES), options.sparsity or list(SPARSITIES))
 

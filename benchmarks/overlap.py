@@ -24,8 +24,6 @@ import argparse
 import contextlib
 import copy
 import itertools
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +32,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import record
 import torch
+from record import Row
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -65,7 +65,6 @@ CASES = {
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Scores = Mapping[str, Tensor]
-Row = dict[str, Any]
 
 
 def plain_scores(module: nn.Module, batches: Batches, names: Iterable[str]) -> Scores:
@@ -170,24 +169,8 @@ def main() -> None:
     for name, seed in itertools.product(options.case, options.seed):
         rows += measure(name, seed)
         print(f"{name}, seed {seed}: {rows[-1]['seconds']:g} s", flush=True)
-        if options.json:  # after each, since some take minutes
-            record = {"command": _command(options), **_versions(), "rows": rows}
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
+        record.write(options.json, rows, "timm")  # after each, since some take minutes
     print(table(rows))
-
-
-def _command(options: argparse.Namespace) -> str:
-    seeds = " ".join(map(str, options.seed))
-    return f"python benchmarks/overlap.py --case {' '.join(options.case)} --seed {seeds}"
-
-
-def _versions() -> Row:
-    import timm
-
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-        "threads": torch.get_num_threads(),
-    }
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import record
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,29 +166,7 @@ def main() -> None:
         ratios = [row[f"{s}_{k}_ratio"] for s in ("fast", "lean") for k in ("seconds", "peak_mb")]
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {row['case']} | {cells} | {plain['seconds']:.1f} s, {plain['peak_mb']:.0f} MB |")
-    if options.json:
-        options.json.write_text(json.dumps({"command": _command(options), **versions(), "rows": rows}, indent=1))
-
-
-def _command(options: argparse.Namespace) -> str:
-    cases = "".join(f" --case {case}" for case in options.case or ())
-    return f"python benchmarks/scoring.py --repeats {options.repeats}{cases}"
-
-
-def versions() -> dict[str, Any]:
-    """Versions and machine, for a record."""
-    import timm
-    import torch
-
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    record.write(options.json, rows, "timm")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ captured graphs with masks, and the captured graphs without. The median of each 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
-from scoring import versions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,10 +82,7 @@ def main() -> None:
         ratios = {side: found[side] / found["eager"] for side in ("masked", "captured")}
         rows.append({"case": name, "steps": options.steps, "seconds": found, "ratios": ratios})
         print(f"| {name} | {ratios['masked']:.3f} | {ratios['captured']:.3f} | {found['eager'] * 1000:.0f} ms |")
-    if options.json:
-        cases = "".join(f" --case {case}" for case in options.case or ())
-        command = f"python benchmarks/training.py --steps {options.steps}{cases}"
-        options.json.write_text(json.dumps({"command": command, **versions(), "rows": rows}, indent=1))
+    record.write(options.json, rows, "timm")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import signal
 import sys
@@ -12,12 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
-from typer.core import TyperGroup
 
 from fxprune import __version__
+from fxprune.compat.command import compat
+from fxprune.console import (
+    EXIT_BAD_INPUT,
+    EXIT_CHECK_FAILED,
+    EXIT_INTERRUPTED,
+    Seed,
+    err,
+    out,
+    print_json,
+    say,
+)
 from fxprune.errors import FxpruneError, RecipeError, TrainError, VerificationError
 
 if TYPE_CHECKING:
@@ -30,18 +38,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(markup=False, width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True, markup=False)
-
 _SHARED = ("prune", "train")  # what torchrun speeds up
-EXIT_CHECK_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, for machines.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint that stands in the folder.")]
 Folder = Annotated[Path, typer.Argument(help="Checkpoint folder, as `fxprune prune -o` wrote it.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Again = Annotated[
     Optional[str],  # noqa: UP045  typer reads it at run time, on Python 3.10 too
@@ -73,13 +74,8 @@ def main() -> None:
 
 
 def _interrupted(*_: object) -> None:
-    _say("interrupted; what was saved before is whole")
+    say("interrupted; what was saved before is whole")
     sys.exit(EXIT_INTERRUPTED)
-
-
-def _say(line: str) -> None:
-    if not out.quiet:  # of several processes one speaks
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fail(error: Exception, code: int) -> None:
@@ -119,9 +115,9 @@ def models(
     from fxprune.zoo import list_models
 
     names = list_models(pattern)
-    _print_json(names) if as_json else out.print("\n".join(names), highlight=False, end="\n" if names else "")
+    print_json(names) if as_json else out.print("\n".join(names), highlight=False, end="\n" if names else "")
     if not names:
-        _say(f"no model of the libraries matches {pattern!r}")
+        say(f"no model of the libraries matches {pattern!r}")
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
@@ -227,7 +223,7 @@ def prune(
     )
     _print_report(report(prune_stage(job, output, force=force)), as_json)
     again = f" --model {model}" if runs_user_code(spec) else ""
-    _say(f"saved in {output}; next: fxprune train {output}{again}")
+    say(f"saved in {output}; next: fxprune train {output}{again}")
 
 
 @app.command()
@@ -242,7 +238,7 @@ def groups(
 
     found = groups_stage(ModelSpec(model, parse_shape(shape) if shape else None))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table("units", "cut together: tensor, dimension (indices of each unit)")
     for family in found["families"]:
@@ -269,7 +265,7 @@ def shrink(
 
     shrunk = shrink_stage(folder, output, model=_named(model), force=force)
     _print_report(report(shrunk), as_json)
-    _say(f"saved in {output}")
+    say(f"saved in {output}")
 
 
 @app.command()
@@ -331,7 +327,7 @@ def train(
         config, movement = read.train, read.movement
 
     def tell(epoch: Epoch) -> None:
-        _say(
+        say(
             f"epoch {epoch.epoch}/{config.epochs}: loss {epoch.loss:.4f}, train {epoch.train_accuracy:.2%}, "
             f"test {epoch.test_accuracy:.2%}, {epoch.seconds:.1f} s"
         )
@@ -342,8 +338,8 @@ def train(
         callbacks += [TensorBoard(tensorboard)] if tensorboard else []
     history = train_stage(folder, config, callbacks, data=data, model=_named(model), fresh=fresh)
     if as_json:
-        _print_json([epoch.to_json() for epoch in history])
-    _say(f"saved in {folder}; next: fxprune export {folder}" + (f" --model {model}" if model else ""))
+        print_json([epoch.to_json() for epoch in history])
+    say(f"saved in {folder}; next: fxprune export {folder}" + (f" --model {model}" if model else ""))
 
 
 @app.command()
@@ -366,12 +362,13 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX and verify the file; without a clean verification there is no file."""
+    from fxprune.report.text import verification
     from fxprune.stages import ONNX_FILE, export_stage
 
     options = {"encoding": encoding, "values": values, "inline": inline}
     result = export_stage(folder, file, model=_named(model), data=data, **options)
-    _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
-    _say(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes")
+    print_json(result.to_json()) if as_json else out.print(verification(result))
+    say(f"wrote {file or folder / ONNX_FILE}, {result.bytes:,} bytes")
 
 
 @app.command()
@@ -383,13 +380,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Verify an ONNX file against the checkpoint that it was exported from."""
+    from fxprune.report.text import verification
     from fxprune.stages import verify_stage
 
     result = verify_stage(file, against, model=_named(model), data=data)
-    _print_json(result.to_json()) if as_json else out.print(_verification_table(result))
+    print_json(result.to_json()) if as_json else out.print(verification(result))
     failed = [check.name for check in result.checks if not check.passed]
     if failed:
-        _say(f"{file} is not what {against} is: {', '.join(failed)}")
+        say(f"{file} is not what {against} is: {', '.join(failed)}")
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
@@ -419,9 +417,9 @@ def report(
     statistics = report_stage(folder, model=_named(model), latency=latency, gradient=gradient, page=html)
     _print_report(statistics, as_json)
     if statistics.file is None and (folder / ONNX_FILE).is_file():
-        _say(f"{folder / ONNX_FILE} is of other weights than these; export again")
+        say(f"{folder / ONNX_FILE} is of other weights than these; export again")
     if html:
-        _say(f"wrote {html}")
+        say(f"wrote {html}")
 
 
 @app.command()
@@ -443,6 +441,7 @@ def run(
 
     from fxprune.recipes import Recipe
     from fxprune.recipes import run as run_recipe
+    from fxprune.side_by_side import side_by_side
 
     if len(recipes) > 1 and (output or sparsity is not None):
         raise RecipeError(
@@ -455,21 +454,22 @@ def run(
         read = [replace(read[0], job=replace(read[0].job, sparsity=sparsity))]
     results = []
     for each in read:
-        results.append(run_recipe(each, force=force, say=_say))
+        results.append(run_recipe(each, force=force, say=say))
         if not as_json:
             _print_result(each, results[-1])
     if as_json:
         found = [result.to_json() for result in results]
-        _print_json(found if len(found) > 1 else found[0])
+        print_json(found if len(found) > 1 else found[0])
     elif len(results) > 1:
-        out.print(_side_by_side([recipe.stem for recipe in recipes], results))
+        out.print(side_by_side([recipe.stem for recipe in recipes], results))
 
 
 def _print_result(recipe: Recipe, result: RunResult) -> None:
+    from fxprune.report.text import verification
     from fxprune.stages import REPORT_FILE, RESULTS_FILE
 
     _print_report(result.report, as_json=False)
-    out.print(_verification_table(result.verification))
+    out.print(verification(result.verification))
     if result.dense_accuracy is not None:
         out.print(f"test accuracy, dense network: {result.dense_accuracy:.2%}", highlight=False)
     out.print(
@@ -484,142 +484,13 @@ def _print_result(recipe: Recipe, result: RunResult) -> None:
     )
 
 
-def _side_by_side(names: list[str], results: list[RunResult]) -> Table:
-    """What each recipe came to, beside the dense network where that was measured."""
-    table = Table("", *names, title="Side by side", title_justify="left")
-    files = [(result.report.file, result.report.dense) for result in results]
-    totals = [result.report.totals for result in results]
-    wholes = [result.report.record.whole if result.report.record else None for result in results]
-    executed = [t["macs"] / (whole.macs if whole else t["macs"]) for t, whole in zip(totals, wholes, strict=True)]
-    table.add_row("weights kept of those there", *(f"{t['kept'] / t['prunable']:.1%}" for t in totals))
-    table.add_row("MACs that a dense runtime executes", *(f"{share:.1%} of the dense" for share in executed))
-    table.add_row("bytes of the file", *(f"{file.bytes:,}" if file else "" for file, _ in files))
-    table.add_row(
-        "of the dense file",
-        *(f"{file.bytes / dense.bytes:.3f}" if file and dense else "" for file, dense in files),
-    )
-    table.add_row("latency beside the dense file", *(f"{dense.ratio:.2f}" if dense else "" for _, dense in files))
-    table.add_row("test accuracy", *(f"{result.pruned_accuracy:.2%}" for result in results))
-    dense = [result.dense_accuracy for result in results]
-    table.add_row("of the dense network", *("" if found is None else f"{found:.2%}" for found in dense))
-    return table
-
-
-class _DefaultsToRun(TyperGroup):
-    """`fxprune compat PATTERN` means `fxprune compat run PATTERN`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Name the command that is left out."""
-        if not args or args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return list(super().parse_args(ctx, args))
-
-
-compat = typer.Typer(
-    cls=_DefaultsToRun, help="Try models of the libraries: run (the default, may be left out), and table."
-)
 app.add_typer(compat, name="compat")
-
-
-@compat.command("run")
-def compat_run(
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON-lines file; each model adds a row.")],
-    patterns: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[PATTERN]...", help="Globs of names, such as 'timm:resnet*'; all by default."),
-    ] = None,
-    library: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="timm, torchvision or transformers; all that are installed by default."),
-    ] = None,
-    stage: Annotated[
-        str, typer.Option(help="The last stage to go through: capture, prune or onnx; or shrink, after capture.")
-    ] = "capture",
-    shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the models, from 1 on.")] = "1/1",
-    jobs: Annotated[int, typer.Option(min=1, help="Models at a time.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a file; skip what is in it.")] = False,
-    failed: Annotated[
-        bool, typer.Option("--failed", help="Try again the models whose last row in the file is a failure.")
-    ] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one model may take.")] = 1800.0,
-    memory: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.1, help="GiB that one model may hold; by default 80% of what is free, for each job."),
-    ] = None,
-    image: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            min=8,
-            help="Largest side of images beyond the stage capture, where models take that; their own by default.",
-        ),
-    ] = None,
-    seed: Seed = 0,
-) -> None:
-    """Try models one by one, each in a process of its own, and write down how far each gets."""
-    from fxprune.compat.plan import memory_limit, plan, select, threads
-    from fxprune.compat.results import ROWS, Tally
-    from fxprune.compat.runner import Limits, known_models, run
-    from fxprune.compat.stages import examine
-    from fxprune.progress import track
-    from fxprune.rows import RowFile
-
-    limits = Limits(timeout, memory_limit(memory, jobs))
-    with RowFile(output, ROWS, resume=resume or failed) as results:
-        tasks = plan(
-            select(known_models(), patterns or [], library, shard),
-            stage,
-            results.rows,
-            failed=failed,
-            memory=limits.memory,
-            threads=threads(jobs),
-            seed=seed,
-            image=image,
-        )
-        tally = Tally(stage)
-        for row in track(run(examine, tasks, limits, jobs=jobs), tally.__str__, len(tasks)):
-            results.append(row)
-            tally.add(row)
-            if not row["ok"]:
-                _say("{model} fails in {failed[stage]}: {failed[kind]}: {failed[reason]}".format(**row))
-    _say(f"{tally}; rows are in {output}")
-    if not tally.all_passed:
-        raise typer.Exit(EXIT_CHECK_FAILED)
-
-
-@compat.command("table")
-def compat_table(
-    results: Annotated[list[Path], typer.Argument(help="Files that `fxprune compat` wrote.")],
-    html: Annotated[Optional[Path], typer.Option(help="Write one page that sorts and filters.")] = None,  # noqa: UP045
-    markdown: Annotated[Optional[Path], typer.Option(help="Write the table as Markdown.")] = None,  # noqa: UP045
-    readme: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Put the pass rates between the markers of this file."),
-    ] = None,
-) -> None:
-    """Print the pass rates, and write the table."""
-    from fxprune.compat import table
-    from fxprune.compat.results import ROWS
-    from fxprune.rows import read_rows
-
-    found = table.entries(read_rows(results, ROWS))
-    out.print(table.summary(found), highlight=False, soft_wrap=True)
-    if html:
-        table.write(html, table.html(found))
-    if markdown:
-        table.write(markdown, table.markdown(found))
-    if readme:
-        table.update(readme, found)
 
 
 def _named(model: str | None) -> Any:
     from fxprune.zoo import ModelSpec
 
     return ModelSpec(model) if model else None
-
-
-def _print_json(value: Any) -> None:
-    if not out.quiet:
-        sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
 @app.command()
@@ -645,24 +516,17 @@ def study(
     from fxprune.study.pages import conduct
 
     for line in conduct(name, setting, output, network or [], jobs=jobs, measure=not pages):
-        _say(line)
+        say(line)
 
 
 def _print_report(statistics: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(statistics.to_json())
+        print_json(statistics.to_json())
         return
     from fxprune.report.text import renderables
 
     for part in renderables(statistics):
         out.print(part, highlight=False)
-
-
-def _verification_table(result: Any) -> Table:
-    table = Table("check", "", "seen", title="Verification of the ONNX file", title_justify="left")
-    for check in result.checks:
-        table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
-    return table
 
 
 if __name__ == "__main__":

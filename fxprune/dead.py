@@ -108,7 +108,7 @@ def _exactly(
     pruned: PrunedModel, captured: CapturedModel, coupling: Coupling, dead: set[int]
 ) -> tuple[set[int], Shifts]:
     """Those of the dead units that can go without a change, and what has to be added where."""
-    model = without_chance(CapturedModel(copy.deepcopy(captured.host)))
+    model = without_chance(captured.alias())
     while dead:
         shifts: list[Shifts] = []
         blamed = set[int]()
@@ -170,6 +170,7 @@ class _Watch(fx.Interpreter):
         self._coupling, self._dead = coupling, np.array(sorted(dead))
         flow: Flow = coupling.flows[path, mode]
         self._labels: dict[str, Any] = {node.name: labels for node, labels in flow.values.items()}
+        self._dead_in = {name: self._of_dead(labels) for name, labels in self._labels.items()}
         self._masks = {
             weight.sites[mode]: pruned.masks[weight.name]
             for weight in pruned.weights
@@ -195,20 +196,19 @@ class _Watch(fx.Interpreter):
     def _ending(self, node: fx.Node) -> set[int]:
         """Dead units that an operator's arguments have, and its result has not."""
         inputs = [each for each in node.all_input_nodes if isinstance(self.env.get(each), Tensor)]
-        found = set[int]().union(*(self._dead_in(each) for each in inputs))
-        return found - self._dead_in(node) if found else found
+        found = set[int]().union(*(self._dead_in.get(each.name, set()) for each in inputs))
+        return found - self._dead_in.get(node.name, set())
 
-    def _dead_in(self, node: fx.Node) -> set[int]:
-        arrays = [
-            array for array in pytree.tree_leaves(self._labels.get(node.name)) if isinstance(array, np.ndarray)
-        ]
+    def _of_dead(self, labels: Any) -> set[int]:
+        arrays = [array for array in pytree.tree_leaves(labels) if isinstance(array, np.ndarray)]
         return {int(root) for array in arrays for root in np.intersect1d(self._roots(array), self._dead)}
 
     def _roots(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._coupling.atoms.roots(labels)
 
     def _ends(self, node: fx.Node, value: Any, ends: set[int]) -> None:
-        without = {each: self._zeroed(each, ends) for each in node.all_input_nodes if self._dead_in(each) & ends}
+        dying = [each for each in node.all_input_nodes if self._dead_in.get(each.name, set()) & ends]
+        without = {each: self._zeroed(each, ends) for each in dying}
         again = node.target(*self._given(node.args, without), **self._given(node.kwargs, without))  # type: ignore[operator]
         if all(_equal(old, new) for old, new in zip(*map(pytree.tree_leaves, (value, again)), strict=True)):
             return

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from fxprune import cli, stages
+from fxprune import cli, console, stages
 from fxprune.pipeline import DEFAULT_FLOOR
 from fxprune.stages import PruneJob
 from fxprune.zoo import ModelSpec
@@ -44,9 +44,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fxprune", *arguments])
-        # rich looks at the streams when it is made
-        monkeypatch.setattr(cli, "out", cli.Console(width=120))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=400))
+        monkeypatch.setattr(console.out, "width", 120)
+        monkeypatch.setattr(console.err, "width", 400)
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()

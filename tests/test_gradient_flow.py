@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import gradient_flow
 import pytest
+import record
 import torch
 from cases import captured_case
 
@@ -17,27 +15,14 @@ from fxprune.loss import classification
 from fxprune.masks import cut, kept_count
 from fxprune.scoring import prepare
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks/gradient_flow.py"
-
-
-@functools.cache
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_gradient_flow", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_every_sparsity_finds_the_weights_that_synflow_had_left_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark(), "SYNFLOW_ROUNDS", 10)
+    monkeypatch.setattr(gradient_flow, "SYNFLOW_ROUNDS", 10)
     captured, weights = captured_case("conv_net")
     scoring = prepare(captured, weights, None, classification(), live=False, mode="eval")
-    lasted = benchmark().synflow(scoring)
+    lasted = gradient_flow.synflow(scoring)
     flat = torch.cat([count.flatten() for count in lasted.values()])
-    for sparsity in benchmark().SPARSITIES:
+    for sparsity in gradient_flow.SPARSITIES:
         kept = kept_count(len(flat), sparsity)
         threshold = flat.sort(descending=True).values[kept - 1]
         assert int((flat >= threshold).sum()) == kept  # no round straddles it
@@ -50,13 +35,13 @@ def test_every_sparsity_finds_the_weights_that_synflow_had_left_there(monkeypatc
 def test_a_torn_line_costs_one_row(tmp_path: Path) -> None:
     file = tmp_path / "flow.jsonl"
     row = {"network": "n", "seed": 0, "sparsity": 0.9, "method": "grasp", "temperature": 1.0, "norm": 1.0}
-    benchmark().append(file, {"command": "c"})
-    benchmark().append(file, row)
+    record.append_line(file, {"command": "c"})
+    record.append_line(file, row)
     with file.open("a") as out:
         out.write('{"network": "n", "se')
-    assert benchmark().read_rows(file) == [row]
-    benchmark().append(file, {**row, "seed": 1})
-    assert [found["seed"] for found in benchmark().read_rows(file)] == [0, 1]
+    assert gradient_flow.read_rows(file) == [row]
+    record.append_line(file, {**row, "seed": 1})
+    assert [found["seed"] for found in gradient_flow.read_rows(file)] == [0, 1]
 
 
 def test_the_table_says_where_grasp_is_not_best() -> None:
@@ -66,6 +51,6 @@ def test_the_table_says_where_grasp_is_not_best() -> None:
 
     found = rows("grasp", 3, 5, 4, 3, 5) + rows("snip", 1, 6, 1, 1, 1) + rows("|grasp|", 7, 8, 9, 7, 9)
     other = [{**row, "temperature": 200.0, "norm": 99.0} for row in rows("snip", 1)]
-    text = "\n".join(benchmark().table(found + other, temperature=1.0))
+    text = "\n".join(gradient_flow.table(found + other, temperature=1.0))
     assert "| 98% | 4 (3 to 5) | **8 (7 to 9)** |  | 2 (1 to 6) |  |  |  |" in text
     assert r"GraSP is **not** the largest: below \|grasp\| (0 of 5); above snip (4 of 5)." in text

@@ -7,13 +7,10 @@ differ about its sign, a kink in the loss that moves all scores by a little, for
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import overlap
 import pytest
 import torch
 
@@ -30,18 +27,6 @@ IMAGES_A_CLASS = 2
 TOLERANCE = 0.0005
 
 
-@functools.cache
-def benchmark() -> ModuleType:
-    """The benchmark, which knows the baseline: benchmarks are scripts and no package."""
-    spec = importlib.util.spec_from_file_location("benchmark_overlap", ROOT / "benchmarks/overlap.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_float32_scores_keep_what_float64_scores_keep(name: str) -> None:
     model, side, kwargs = CASES[name]
@@ -49,7 +34,7 @@ def test_float32_scores_keep_what_float64_scores_keep(name: str) -> None:
     module, _ = build(ModelSpec(model, shape, 10, kwargs))
     digits = data.load("digits", shape)
     batches = score_batches(digits.score, classes=10, per_class=IMAGES_A_CLASS)
-    rows = benchmark().compare(module, batches)
+    rows = overlap.compare(module, batches)
     assert [row["sparsity"] for row in rows] == [0.8, 0.9, 0.98]
     for row in rows:
         assert row["plain"] > 0.99
@@ -67,18 +52,18 @@ def test_the_baseline_is_the_explicit_hessian_times_the_gradient() -> None:
         pieces = flat.split([value.numel() for value in values])
         given = {n: p.view_as(v) for n, p, v in zip(names, pieces, values, strict=True)}
         logits = torch.func.functional_call(module, given, (whole[0],))
-        return torch.nn.functional.cross_entropy(logits / benchmark().TEMPERATURE, whole[1])
+        return torch.nn.functional.cross_entropy(logits / overlap.TEMPERATURE, whole[1])
 
     point = torch.cat([value.flatten() for value in values])
     hessian, leaf = torch.autograd.functional.hessian(loss, point), point.clone().requires_grad_()
     product = hessian @ torch.autograd.grad(loss(leaf), leaf)[0]
-    found = benchmark().plain_scores(module, batches, names)
+    found = overlap.plain_scores(module, batches, names)
     flat = torch.cat([found[name].flatten() for name in names])
     torch.testing.assert_close(flat, point * product, rtol=1e-9, atol=1e-18)
 
 
 def test_overlap_counts_what_the_reference_keeps() -> None:
     reference = {"a": torch.arange(10.0)}
-    assert benchmark().overlap({"a": torch.arange(10.0)}, reference, 0.8) == 1.0
-    assert benchmark().overlap({"a": -torch.arange(10.0)}, reference, 0.8) == 0.0
-    assert benchmark().overlap({"a": torch.arange(10.0).roll(1)}, reference, 0.8) == 0.5
+    assert overlap.overlap({"a": torch.arange(10.0)}, reference, 0.8) == 1.0
+    assert overlap.overlap({"a": -torch.arange(10.0)}, reference, 0.8) == 0.0
+    assert overlap.overlap({"a": torch.arange(10.0).roll(1)}, reference, 0.8) == 0.5

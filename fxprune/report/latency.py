@@ -70,8 +70,8 @@ def compare_with_dense(
 
     if file is None:
         raise ExportError("latency: expected the model's ONNX file to measure, got none; export the model first")
-    model = copy.deepcopy(pruned).cpu()
     if original is None:
+        model = copy.deepcopy(pruned).cpu()
         model.set_masks({name: torch.ones_like(mask) for name, mask in model.masks.items()})
     else:
         model = PrunedModel.dense(original).cpu().train(pruned.training)

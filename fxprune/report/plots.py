@@ -40,16 +40,13 @@ _STYLE: Any = {
 
 def plots(report: CompressionReport) -> dict[str, str]:
     """SVG elements by title."""
-    cut = report.record is not None and report.record.whole is not None
-    drawn = {
-        **(
-            {"Widths": _svg("widths", lambda axes: _widths(axes, report))}
-            if cut
-            else {"Sparsity by depth": _svg("sparsity", lambda axes: _sparsity(axes, report))}
-        ),
-        "MACs by layer": _svg("macs", lambda axes: _macs(axes, report)),
-        "Values of the kept weights": _svg("values", lambda axes: _values(axes, report)),
-    }
+    drawn = {}
+    if report.record and report.record.whole:
+        drawn["Widths"] = _svg("widths", lambda axes: _widths(axes, report))
+    else:
+        drawn["Sparsity by depth"] = _svg("sparsity", lambda axes: _sparsity(axes, report))
+    drawn["MACs by layer"] = _svg("macs", lambda axes: _macs(axes, report))
+    drawn["Values of the kept weights"] = _svg("values", lambda axes: _values(axes, report))
     if report.file:
         drawn["Bytes"] = _svg("bytes", lambda axes: _bytes(axes, report))
     return drawn

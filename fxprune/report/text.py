@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxprune.model import PruneRecord
+from fxprune.onnx.verify import Verification
 from fxprune.report.statistics import CompressionReport, WeightRow
 
 
@@ -25,6 +26,14 @@ def plain(report: CompressionReport) -> str:
 def renderables(report: CompressionReport) -> list[Table | str]:
     """In parts that rich can print."""
     return [_table(report), *lines(report)]
+
+
+def verification(result: Verification) -> Table:
+    """What was checked of a file."""
+    table = Table("check", "", "seen", title="Verification of the ONNX file", title_justify="left")
+    for check in result.checks:
+        table.add_row(check.name, "passed" if check.passed else "FAILED", check.detail)
+    return table
 
 
 def _table(report: CompressionReport) -> Table:

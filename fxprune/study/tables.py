@@ -39,6 +39,11 @@ class Spread:
         text = f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f}"
         return text if wanted in (None, self.count) else f"{text} ({self.count} of {wanted} seeds)"
 
+    def among(self, best: float, wanted: int) -> str:
+        """As `percent`, in bold where the mean is the best."""
+        text = self.percent(wanted)
+        return f"**{text}**" if self.mean == best else text
+
     def number(self) -> str:
         """As ``12.3 ± 3.4`` or ``(5.68 ± 0.55)e+05``: both with the decimals that give the larger three digits."""
         larger = max(abs(self.mean), abs(self.deviation))

@@ -68,8 +68,7 @@ def _page(numbers: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any] | None, top: float, seeds: int) -> str:
     if cell is None:
         return "not run"
-    text = Spread.from_json(cell).percent(seeds)
-    text = f"**{text}**" if cell["mean"] == top else text
+    text = Spread.from_json(cell).among(top, seeds)
     return f"{text} [{cell['emptied']} emptied]" if cell["emptied"] else text
 
 

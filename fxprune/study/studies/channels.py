@@ -74,8 +74,7 @@ def _page(numbers: dict[str, Any]) -> str:
 def _cell(cell: dict[str, Any] | None, top: float, seeds: int) -> str:
     if cell is None:
         return "not run"
-    text = Spread.from_json(cell["accuracy"]).percent(seeds)
-    text = f"**{text}**" if cell["accuracy"]["mean"] == top else text
+    text = Spread.from_json(cell["accuracy"]).among(top, seeds)
     return f"{text} [{cell['weights']['mean']:,.0f}]"
 
 
