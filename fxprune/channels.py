@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Literal, get_args
 
@@ -17,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.coupling import Coupling
+from fxprune.coupling.atoms import FIXED
 from fxprune.errors import ShrinkError
 from fxprune.saliency import Saliency
-from fxprune.weights import Weights
+from fxprune.weights import PrunableWeight, Weights
 
 Cost = Literal["macs", "params"]
 Normalise = Literal["cost", "size", "none"]
@@ -143,6 +145,37 @@ def choose(
     return first(low)
 
 
+def check_included(coupling: Coupling, weights: Weights, selected: Weights, include: Sequence[str]) -> None:
+    """Refuse a glob of weights of which none can lose a channel.
+
+    Raises:
+        ShrinkError: says of one such weight why each dimension stays, or what else would get smaller with it.
+    """
+    chosen = {weight.name for weight in selected}
+    others = [weight for weight in weights if weight.name not in chosen]
+    held = {weight.name: _units_of(coupling, weight) for weight in others}
+    for glob in include:
+        matched = [weight for weight in selected if fnmatchcase(weight.name, glob)]
+        if any(_units_of(coupling, weight) - set().union(*held.values()) for weight in matched):
+            continue
+        weight = matched[0]
+        why = [
+            f"dimension {dim}: {reason}"
+            for dim, labels in enumerate(coupling.labels_of(weight))
+            if (reason := coupling.atoms.why(labels))
+        ]
+        also = [name for name, units in held.items() if units & _units_of(coupling, weight)]
+        why += [f"not included, and smaller with it: {', '.join(also)}"] if also else []
+        raise ShrinkError(
+            f"include: expected a weight that can lose channels, got {glob!r}; of {weight.name} none can go "
+            f"({'; '.join(why)}); fxprune groups says what is cut together"
+        )
+
+
+def _units_of(coupling: Coupling, weight: PrunableWeight) -> set[int]:
+    return {int(root) for labels in coupling.labels_of(weight) for root in coupling.atoms.roots(labels)} - {FIXED}
+
+
 def _places(coupling: Coupling, worth: NDArray[np.float64]) -> NDArray[np.float64]:
     """The place of each unit among those that are alike, as a share."""
     places = np.zeros_like(worth)
@@ -195,8 +228,7 @@ def _sums(
 
 def _candidates(coupling: Coupling, weights: Weights, selected: Weights, size: NDArray[np.float64]) -> set[int]:
     chosen = {weight.name for weight in selected}
-    others = [coupling.labels_of(weight) for weight in weights if weight.name not in chosen]
-    left_out = {int(root) for labels in others for array in labels for root in coupling.atoms.roots(array)}
+    left_out = set().union(*(_units_of(coupling, weight) for weight in weights if weight.name not in chosen))
     return {unit for unit in coupling.units() if size[unit] > 0} - left_out
 
 

@@ -16,7 +16,7 @@ from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
 from fxprune.capture import capture
-from fxprune.channels import Among, Budget, Normalise, check_channels, choose
+from fxprune.channels import Among, Budget, Normalise, check_channels, check_included, choose
 from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
@@ -217,7 +217,7 @@ def prune_channels(
         exclude: one glob of weight names to leave, or several.
 
     Raises:
-        ShrinkError: the budget cannot be met; says what can.
+        ShrinkError: the budget cannot be met, or none of what is included can lose a channel; says what can.
         CaptureError, WeightError, DataError, ScoreError: as of `prune`.
     """
     budget = check_channels(budget, normalise, floor, round_to, ranking)
@@ -225,14 +225,15 @@ def prune_channels(
     batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
     weights = find_weights(captured)
     selected = weights.select(include, exclude)
+    with working("finding what is cut together"):
+        coupling = couple(captured)
+    check_included(coupling, weights, selected, (include,) if isinstance(include, str) else include)
     loss_fn = loss_fn or classification(temperature)
     at_live_point = live and chosen.live
     scoring = prepare(captured, selected, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     scoring = replace(scoring, constants=_constants(example_kwargs), memory=memory)
     with kept_by_the_allocator():
         saliency = chosen.saliency(scoring)
-    with working("finding what is cut together"):
-        coupling = couple(captured)
     options: dict[str, Any] = {"ranking": ranking, "normalise": normalise, "floor": floor, "round_to": round_to}
     gone = choose(coupling, weights, selected, saliency, budget, **options)
     shrunk = shrink(captured, coupling, gone)

@@ -13,7 +13,7 @@ from test_coupling import EXAMPLES, Net, built, conv, pooled
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.channels import Budget, check_channels, choose
+from fxprune.channels import Budget, check_channels, check_included, choose
 from fxprune.coupling import Coupling, couple
 from fxprune.errors import CheckpointError, MaskError, ShrinkError
 from fxprune.files import replacing
@@ -95,6 +95,18 @@ def test_what_is_excluded_stays() -> None:
     assert cut == []
     with pytest.raises(ShrinkError, match="the smallest that can be reached"):  # all units have a part of it
         choose(coupling, weights, some, values, Budget("macs", 0.9))
+
+
+def test_what_is_included_and_cannot_lose_a_channel_is_refused() -> None:
+    coupling, weights, _ = ready()
+    for glob, says in (
+        ("a.weight", "not included, and smaller with it: .*b.weight"),
+        ("head.weight", "dimension 0"),
+    ):
+        with pytest.raises(ShrinkError, match=f"include.*'{glob}'.*{says}"):
+            check_included(coupling, weights, weights.select([glob]), [glob])
+    both = ["b.weight", "c.weight"]  # between the two all channels may go
+    check_included(coupling, weights, weights.select(both), both)
 
 
 @pytest.mark.parametrize(
