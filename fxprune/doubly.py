@@ -162,69 +162,81 @@ def _standardised(x: Tensor, scale: Optional, shift: Optional, eps: float) -> tu
     dims, count, shape = (0, 2, 3), x.numel() / x.shape[1], [1, -1, 1, 1]
     mean = x.sum(dims) / count
     y = x - mean.view(shape)
-    invstd = (y.square().sum(dims) / count + eps).rsqrt()
-    factor = (invstd if scale is None else invstd * scale).view(shape)
-    y = y.mul_(factor) if shift is None else torch.addcmul(shift.view(shape), y, factor, out=y)
-    return y, mean, invstd
+    rest = y.sum(dims) / count  # what rounding left of the mean
+    invstd = (y.square().sum(dims) / count - rest.square() + eps).rsqrt()
+    factor = invstd if scale is None else invstd * scale
+    shift = -rest * factor if shift is None else torch.addcmul(shift, rest, factor, value=-1)
+    torch.addcmul(shift.view(shape), y, factor.view(shape), out=y)
+    return y, mean + rest, invstd
 
 
 class _BatchNormBackward(Function):
     """The gradient of the input, ``scale invstd P(g)``, as a function of `g` and the input.
 
     ``P(a) = a - mean(a) - x̂ mean(a x̂)`` for each channel, x̂ being the input standardised; means are over all
-    but the channels.
+    but the channels. P is symmetric, so that the derivative by `g` of ``sum(v scale invstd P(g))`` is
+    ``scale invstd P(v)``; that by the input is, with ``a1 = mean(a x̂)``,
+
+        -scale invstd² (g1 P(v) + v1 P(g) + x̂ (mean(P(g) P(v)) + eps invstd² g1 v1)).
+
+    But for the mean g1, `g` occurs in it as ``P(g)`` alone. What waits for the second pass is therefore not `g`
+    but the result, which the convolution before the layer keeps in any case.
     """
 
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, x: Tensor, scale: Optional, mean: Tensor, invstd: Tensor, eps: float
     ) -> Tensor:
-        gx, g_xhat, g_sum = _batch_norm_backward(g, x, scale, mean, invstd, eps)
-        ctx.save_for_backward(g, x, scale, mean, invstd, g_xhat, g_sum)
+        gx, g_xhat = _batch_norm_backward(g, x, scale, mean, invstd, eps)
+        ctx.save_for_backward(gx, x, scale, mean, invstd, g_xhat)
         ctx.eps = eps
         return gx
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Optional, ...]:
-        g, x, scale, mean, invstd, g_xhat, g_sum = ctx.saved_tensors
-        # P is symmetric: the derivative by g is the first backward pass once more
-        ggy, v_xhat, v_sum = _batch_norm_backward(v, x, scale, mean, invstd, ctx.eps)
-        gx = None
+        gx, x, scale, mean, invstd, g_xhat = ctx.saved_tensors
+        ggy, v_xhat = _batch_norm_backward(v, x, scale, mean, invstd, ctx.eps)
+        by_x = None
         if ctx.needs_input_grad[1]:
-            gx = _batch_norm_bilinear(g, v, x, scale, mean, invstd, (g_sum, g_xhat), (v_sum, v_xhat))
-        return ggy, gx, None, None, None, None
+            by_x = _batch_norm_bilinear(gx, ggy, x, scale, mean, invstd, ctx.eps, g_xhat, v_xhat)
+        return ggy, by_x, None, None, None, None
 
 
 def _batch_norm_backward(
     g: Tensor, x: Tensor, scale: Optional, mean: Tensor, invstd: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The input's gradient, and for each channel the sums of ``g x̂`` and of `g`."""
+) -> tuple[Tensor, Tensor]:
+    """The input's gradient, and for each channel the sum of ``g x̂``."""
     ones = torch.ones_like(mean) if scale is None else scale
-    return aten.native_batch_norm_backward(g, x, ones, None, None, mean, invstd, True, eps, [True, True, True])
+    mask = [True, True, True]
+    return aten.native_batch_norm_backward(g, x, ones, None, None, mean, invstd, True, eps, mask)[:2]
 
 
 def _batch_norm_bilinear(
-    g: Tensor,
-    v: Tensor,
+    gx: Tensor,
+    vx: Tensor,
     x: Tensor,
     scale: Optional,
     mean: Tensor,
     invstd: Tensor,
-    g_sums: tuple[Tensor, Tensor],
-    v_sums: tuple[Tensor, Tensor],
+    eps: float,
+    g_xhat: Tensor,
+    v_xhat: Tensor,
 ) -> Tensor:
-    """Derivative by x of ``sum(v scale invstd P(g))``, see `_BatchNormBackward`; symmetric in `g` and `v`."""
+    """The derivative by the input, see `_BatchNormBackward`; `gx` and `vx` are ``scale invstd P`` of `g` and `v`.
+
+    Where the scale is zero, so are these and the derivative.
+    """
     n = x.numel() / x.shape[1]
-    g0, g1, v0, v1 = (s / n for s in (*g_sums, *v_sums))
-    gv = _dot(g, v, mean) / n
-    factor = -invstd * invstd * (1 if scale is None else scale)
-    slope = factor * (gv - g0 * v0 - 3 * g1 * v1) * invstd
-    offset = -factor * (g1 * v0 + g0 * v1) - slope * mean
+    g1, v1, inner = g_xhat / n, v_xhat / n, _dot(gx, vx, mean) / n
+    if scale is not None:
+        inner = torch.where(scale == 0, 0.0, inner / scale)
+    inner = inner + (1 if scale is None else scale) * eps * invstd**4 * g1 * v1
+    v_part, g_part, x_part = (-invstd * part for part in (g1, v1, inner))
     shape = [1, -1] + [1] * (x.dim() - 2)
-    by_channel = (factor * g1, factor * v1, slope, offset)
+    by_channel = (v_part, g_part, x_part, -x_part * mean)
     v_part, g_part, x_part, rest = (c.to(x.dtype).view(shape) for c in by_channel)
-    return torch.addcmul(rest, v, v_part).addcmul_(g, g_part).addcmul_(x, x_part)
+    return torch.addcmul(rest, vx, v_part).addcmul_(gx, g_part).addcmul_(x, x_part)
 
 
 def _dot(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
@@ -435,7 +447,11 @@ def _layer_norm_backward(
 
 
 def _layer_norm_bilinear(g: Tensor, v: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, dims: int) -> Tensor:
-    """Derivative by x of ``sum(v invstd P(g))``; as `_batch_norm_bilinear`, by rows."""
+    """Derivative by x of ``sum(v invstd P(g))``, by rows.
+
+    With ``a0 = mean(a)`` and ``a1 = mean(a x̂)`` it is
+    ``-invstd² (g1 v + v1 g + x̂ (mean(g v) - g0 v0 - 3 g1 v1) - g1 v0 - g0 v1)``.
+    """
     row = list(range(-dims, 0))
     xhat = (x - mean).mul_(invstd)
     g0, v0 = g.mean(row, keepdim=True), v.mean(row, keepdim=True)

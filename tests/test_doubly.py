@@ -31,6 +31,7 @@ def derivatives(function: Operator, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 SCALE, SHIFT = torch.linspace(0.5, 1.5, 6, dtype=torch.float64), torch.linspace(-1, 1, 6, dtype=torch.float64)
+CLOSED = torch.tensor([0.0, 1.0, 0.0, 0.5, 1e-3, 0.0], dtype=torch.float64)
 FLAGS = torch.tensor([[True, False, True, True], [True] * 4, [False] * 4])
 
 PAIRS: dict[str, tuple[Operator, Operator, tuple[tuple[int, ...], ...]]] = {
@@ -57,6 +58,11 @@ PAIRS: dict[str, tuple[Operator, Operator, tuple[tuple[int, ...], ...]]] = {
     "batch_norm": (
         lambda x: doubly.batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-2),
         lambda x: aten.batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-2, False),
+        ((4, 6, 5, 5),),
+    ),
+    "batch_norm with a scale of zero": (
+        lambda x: doubly.batch_norm(x, CLOSED, SHIFT, None, None, True, 0.1, 1e-2),
+        lambda x: aten.batch_norm(x, CLOSED, SHIFT, None, None, True, 0.1, 1e-2, False),
         ((4, 6, 5, 5),),
     ),
     "batch_norm without scale": (
