@@ -224,6 +224,16 @@ def test_resume_leaves_out_what_is_done_with_these_versions() -> None:
     assert [task.model for task in tasks] == ["timm:net1", "timm:net3", "timm:net4"]
 
 
+def test_what_another_version_of_fxprune_tried_counts_where_that_is_asked_for() -> None:
+    versions = results.versions("timm:net0", "capture")
+    rows = [
+        {**row_of("timm:net0"), "versions": {**versions, "fxprune": "0.0"}},
+        {**row_of("timm:net1"), "versions": {**versions, "torch": "0.0"}},
+    ]
+    tasks = plan.plan(KNOWN[:2], "capture", rows, older=True, memory=1)
+    assert [task.model for task in tasks] == ["timm:net1"]
+
+
 def test_failed_tries_again_what_failed_last() -> None:
     rows = [
         row_of("timm:net0", ok=False),

@@ -43,6 +43,9 @@ def compat_run(
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n parts of the models, from 1 on.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, help="Models at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a file; skip what is in it.")] = False,
+    older: Annotated[
+        bool, typer.Option("--older", help="With --resume: what another version of fxprune tried counts as well.")
+    ] = False,
     failed: Annotated[
         bool, typer.Option("--failed", help="Try again the models whose last row in the file is a failure.")
     ] = False,
@@ -75,6 +78,7 @@ def compat_run(
             stage,
             results.rows,
             failed=failed,
+            older=older,
             memory=limits.memory,
             threads=threads(jobs),
             seed=seed,

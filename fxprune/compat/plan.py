@@ -57,6 +57,7 @@ def plan(
     rows: Sequence[Row],
     *,
     failed: bool = False,
+    older: bool = False,
     memory: int,
     threads: int = 1,
     seed: int = 0,
@@ -69,6 +70,7 @@ def plan(
         stage: the last stage to go through.
         rows: what the results file has. A model with a row of this stage and of the present versions is done.
         failed: the models whose last row of this stage is a failure instead, whatever versions it is of.
+        older: rows that another version of fxprune wrote count as well.
         memory: bytes for each.
         threads: of torch, for each.
         seed: of weights and inputs.
@@ -84,8 +86,8 @@ def plan(
         last = latest(rows)
         names = [n for n in names if not last.get((n, stage), {"ok": True})["ok"]]
     else:
-        done = {key(row) for row in rows}
-        names = [n for n in names if key(_header(n, stage)) not in done]
+        done = {key(row, own=not older) for row in rows}
+        names = [n for n in names if key(_header(n, stage), own=not older) not in done]
     sizes = {row["model"]: row["capture"]["parameters"] for row in rows if "parameters" in row.get("capture", {})}
     ordered = sorted(names, key=lambda name: sizes.get(name, 0))
     return [Task(name, chosen, seed, memory, threads, image) for name in ordered]

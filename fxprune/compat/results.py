@@ -21,9 +21,10 @@ _DISTRIBUTIONS = {
 }
 
 
-def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a row is the result of: model, stage and versions."""
-    return row["model"], row["stage"], json.dumps(row["versions"], sort_keys=True)
+def key(row: Mapping[str, Any], *, own: bool = True) -> tuple[str, str, str]:
+    """What a row is the result of: model, stage and versions; that of fxprune is left out unless `own`."""
+    counting = {name: version for name, version in row["versions"].items() if own or name != "fxprune"}
+    return row["model"], row["stage"], json.dumps(counting, sort_keys=True)
 
 
 def latest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
