@@ -23,7 +23,7 @@ from fxprune.errors import ShrinkError
 from fxprune.saliency import Saliency
 from fxprune.weights import PrunableWeight, Weights
 
-Cost = Literal["macs", "params"]
+Cost = Literal["macs", "params", "latency"]
 Normalise = Literal["cost", "size", "none"]
 Among = Literal["global", "layer"]
 
@@ -33,7 +33,8 @@ class Budget:
     """What may be left.
 
     Attributes:
-        cost: ``"macs"``, multiply-adds of products with prunable weights, or ``"params"``, all parameters.
+        cost: ``"macs"``, multiply-adds of products with prunable weights; ``"params"``, all parameters; or
+            ``"latency"``, time in ONNX Runtime, for which `fxprune.latency` finds the multiply-adds.
         share: of the whole model's, in (0, 1].
 
     Raises:
@@ -102,7 +103,7 @@ def choose(
         weights: all its prunable weights: what multiply-adds are counted for.
         selected: those that may become smaller.
         saliency: of these.
-        budget: what may be left.
+        budget: what may be left, in multiply-adds or parameters.
         ranking: ``"global"`` compares all units; ``"layer"`` takes the same share of those that are alike,
             whatever the others are worth.
         normalise: divide a unit's saliency by what it costs of the budget (``"cost"``: the least saliency is lost

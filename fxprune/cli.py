@@ -164,7 +164,7 @@ def prune(
     ] = "weight",
     budget: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="What channels may cost: macs=0.5 or params=0.5, of the whole model's."),
+        typer.Option(help="What channels may cost: macs=0.5, params=0.5 or latency=0.5, of the whole model's."),
     ] = None,
     normalise: Annotated[
         str, typer.Option(help="Divide the score of a channel by its cost, its size, or none.")

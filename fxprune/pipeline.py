@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fxprune.channels import Among, Budget, Normalise, check_channels, check_inc
 from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
 from fxprune.errors import CaptureError
+from fxprune.latency import within_latency
 from fxprune.loss import Loss, classification
 from fxprune.masks import Cut, Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
@@ -208,7 +210,8 @@ def prune_channels(
         memory: as of `prune`.
         seed: as of `prune`.
         budget: what may be left: ``"macs=0.5"`` for half of the multiply-adds of products with prunable weights,
-            ``"params=0.5"`` for half of the parameters.
+            ``"params=0.5"`` for half of the parameters, ``"latency=0.5"`` for half of the time that ONNX Runtime
+            takes here and now: that one is measured, and so is not the same each time.
         ranking: ``"global"`` compares all units; ``"layer"`` cuts the same share of those that are alike.
         normalise: divide a unit's saliency by what it costs (``"cost"``), by its ``"size"``, or by ``"none"``.
         floor: least share of the units along each dimension that stays, and one in any case.
@@ -235,8 +238,16 @@ def prune_channels(
     with kept_by_the_allocator():
         saliency = chosen.saliency(scoring)
     options: dict[str, Any] = {"ranking": ranking, "normalise": normalise, "floor": floor, "round_to": round_to}
-    gone = choose(coupling, weights, selected, saliency, budget, **options)
-    shrunk = shrink(captured, coupling, gone)
+
+    def chosen_within(budget: Budget) -> list[int]:
+        return choose(coupling, weights, selected, saliency, budget, **options)
+
+    cut = partial(shrink, captured, coupling)
+    if budget.cost == "latency":
+        gone = within_latency(captured, lambda macs: chosen_within(Budget("macs", macs)), cut, budget.share)
+    else:
+        gone = chosen_within(budget)
+    shrunk = cut(gone)
     with working("comparing with the masked model"):
         proven(captured, shrunk, coupling, gone)
     left = find_weights(shrunk)

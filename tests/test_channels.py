@@ -259,3 +259,36 @@ def test_a_ranking_by_layer_takes_the_same_share_of_each() -> None:
     assert max(shares) - min(shares) <= 1 / min(len(f.units) for f in coupling.families() if len(f.units) > 1)
     with pytest.raises(ShrinkError, match="ranking: expected one of global, layer for channels, got 'erk'"):
         PruneJob(ModelSpec("timm:resnet18"), None, granularity="channel", budget="macs=0.5", ranking="erk")
+
+
+@pytest.fixture
+def timed_by_size(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Files take as long as they are large; the ratios that were told."""
+    told: list[float] = []
+
+    def ratio(file: Path, whole: Path, model: fxprune.PrunedModel) -> float:
+        told.append(file.stat().st_size / whole.stat().st_size)
+        return told[-1]
+
+    monkeypatch.setattr("fxprune.onnx.timing.latency_ratio", ratio)
+    return told
+
+
+def test_a_budget_of_latency_takes_the_largest_cut_that_is_fast_enough(timed_by_size: list[float]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, 4))
+    options = {"criterion": "magnitude", "example_inputs": torch.randn(2, 3, 4, 4)}
+    thin = fxprune.prune_channels(model, budget="latency=0.6", **options)
+    assert thin.record is not None
+    assert thin.record.budget == "latency=0.6"
+    assert len(timed_by_size) > 3
+    assert max(found for found in timed_by_size if found <= 0.6) > 0.55
+    whole = fxprune.prune_channels(model, budget="macs=1", **options)
+    assert sum(p.numel() for p in thin.parameters()) < 0.6 * sum(p.numel() for p in whole.parameters())
+
+
+def test_a_latency_out_of_reach_is_told(timed_by_size: list[float]) -> None:
+    model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.Flatten(), nn.Linear(8 * 16, 4))
+    with pytest.raises(ShrinkError, match=r"expected a share of the latency that can be reached, got 0\.01"):
+        fxprune.prune_channels(model, torch.randn(2, 3, 4, 4), budget="latency=0.01", criterion="magnitude")
+    assert timed_by_size

@@ -6,21 +6,14 @@ import copy
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fxprune.model import PrunedModel
 from fxprune.progress import working
 from fxprune.regions import CapturedModel
-
-RUNS = 50  # of each file, unless they take longer than
-SECONDS = 10.0  # for both files together
-_LEAST = 5
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,6 @@ def compare_with_dense(
 
     The dense network is `original`, or `pruned` with masks of all ones.
 
-    Calls alternate, so that whatever else goes on in the machine meets both files alike, and medians leave out
-    the calls that it met worst.
-
     Raises:
         ExportError: there is no file, or the dense network cannot be exported.
     """
@@ -86,30 +76,10 @@ def _measured(model: PrunedModel, size: int, dense: Path, sparse: Path) -> Dense
     import onnxruntime
 
     from fxprune.onnx.outputs import named_inputs
+    from fxprune.onnx.timing import call_times
 
-    inputs = named_inputs(model)
-    threads = torch.get_num_threads()
-    calls = [_call(path, inputs, threads) for path in (dense, sparse)]
-    for call in calls:
-        call()  # the first run of a session allocates
-    times: tuple[list[float], list[float]] = ([], [])
-    start = time.perf_counter()
-    while len(times[0]) < RUNS and (len(times[0]) < _LEAST or time.perf_counter() - start < SECONDS):
-        first = len(times[0]) % 2
-        for i in (first, 1 - first):
-            begun = time.perf_counter()
-            calls[i]()
-            times[i].append(1000 * (time.perf_counter() - begun))
-    batch = next((len(value) for value in inputs.values() if value.ndim), 1)
+    times = call_times([dense, sparse], model)
+    batch = next((len(value) for value in named_inputs(model).values() if value.ndim), 1)
     dense_ms, sparse_ms = map(statistics.median, times)
     runtime = f"ONNX Runtime {onnxruntime.__version__}"
-    return DenseFile(size, batch, threads, len(times[0]), dense_ms, sparse_ms, runtime)
-
-
-def _call(path: Path, inputs: dict[str, Any], threads: int) -> Callable[[], object]:
-    from fxprune.onnx.read import open_session
-
-    session = open_session(path, threads=threads)
-    taken = {entry.name for entry in session.get_inputs()}
-    given = {name: value for name, value in inputs.items() if name in taken}
-    return lambda: session.run(None, given)
+    return DenseFile(size, batch, torch.get_num_threads(), len(times[0]), dense_ms, sparse_ms, runtime)
