@@ -155,19 +155,24 @@ def _standardised(x: Tensor, scale: Optional, shift: Optional, eps: float) -> tu
 
     The CPU's kernel for channels-last images adds up a channel's elements one by one, so that in float32 its
     statistics are off by 1e-5 where 1e-7 can be had. Scores feel that: behind the layer, numbers near zero get the
-    other sign, and a ReLU then passes what it should stop. Sums by `torch.sum` are exact to the last digits.
+    other sign, and a ReLU then passes what it should stop.
     """
     if not (x.dim() == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)):
         return aten.native_batch_norm(x, scale, shift, None, None, True, 0.0, eps)
-    dims, count, shape = (0, 2, 3), x.numel() / x.shape[1], [1, -1, 1, 1]
-    mean = x.sum(dims) / count
-    y = x - mean.view(shape)
-    rest = y.sum(dims) / count  # what rounding left of the mean
-    invstd = (y.square().sum(dims) / count - rest.square() + eps).rsqrt()
+    exact = _mean(x)
+    mean = exact.to(x.dtype)
+    y = x - mean.view(1, -1, 1, 1)
+    variance = _mean(y.square()) - (exact - mean).square()
+    invstd = (variance + eps).rsqrt().to(x.dtype)
     factor = invstd if scale is None else invstd * scale
-    shift = -rest * factor if shift is None else torch.addcmul(shift, rest, factor, value=-1)
-    torch.addcmul(shift.view(shape), y, factor.view(shape), out=y)
-    return y, mean + rest, invstd
+    offset = -mean * factor if shift is None else torch.addcmul(shift, mean, factor, value=-1)
+    torch.addcmul(offset.view(1, -1, 1, 1), x, factor.view(1, -1, 1, 1), out=y)
+    return y, mean, invstd
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean of each channel in float64, of float32 sums over single images, whose roundings level out."""
+    return x.sum((2, 3)).double().sum(0) / (x.numel() / x.shape[1])
 
 
 class _BatchNormBackward(Function):
