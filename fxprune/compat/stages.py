@@ -35,6 +35,7 @@ from fxprune.examples import Example, example
 from fxprune.masks import kept_count
 from fxprune.program import Program
 from fxprune.scoring import Scoring
+from fxprune.seeds import stream
 
 SPARSITY = 0.9
 SHARE = 0.5  # of the multiply-adds that are left when channels are cut
@@ -391,6 +392,7 @@ def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
     By magnitude, which needs no data and no gradients: what is tried is what can be cut, not what should be.
     """
     captured = subject.captured
+    _differ(captured, task.seed)
     coupling = couple(captured)
     weights = find_weights(captured)
     journal.note(units=sum(len(family.units) for family in coupling.families()), stays=_stays(coupling, weights))
@@ -405,6 +407,19 @@ def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
         result = export_onnx(shrunk, Path(folder) / "model.onnx", encoding="dense")
     journal.note(checks=[check.name for check in result.checks], difference=result.difference)
     checks.verdict()
+
+
+def _differ(captured: CapturedModel, seed: int) -> None:
+    """Give parameters that begin as one number, such as scales of zero, numbers that differ by up to 0.1.
+
+    A branch that is closed would hide a wrong cut of it from the proof, as channels that are all alike would hide
+    that one was taken for another.
+    """
+    generator = stream(seed, "parameters that differ")
+    with torch.no_grad():
+        for parameter in captured.host.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.rand(parameter.shape, generator=generator))
 
 
 def _stays(coupling: Coupling, weights: Weights) -> dict[str, float]:
