@@ -235,7 +235,7 @@ def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
 _CHANGES: dict[str, Callable[[_Call], None]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes_at(1)),
     "unflatten": _unflatten,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     "slice": _slice,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "group_norm": _group_norm,

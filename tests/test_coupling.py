@@ -93,6 +93,25 @@ def _gated(net: Any, x: Tensor) -> Tensor:
     return pooled(net, y * gate)
 
 
+def _pooled_heads(net: Any, x: Tensor) -> Tensor:
+    """Two heads: their first token is set aside, a convolution goes over the others, and there is a shortcut."""
+    batch, tokens, _ = x.shape
+    q, k, v = net.qkv(x).reshape(batch, tokens, 3, 2, 4).transpose(1, 3).unbind(2)
+    first, rest = torch.tensor_split(q, (1,), 2)
+    rest = net.pool(rest.transpose(2, 3).reshape(batch * 2, 4, tokens - 1)).reshape(batch, 2, 4, -1)
+    q = torch.cat([first, rest.transpose(2, 3)], 2)
+    y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    y[:, :, 1:] += q[:, :, 1:]
+    return net.out(y.transpose(1, 2).reshape(batch, -1, 8))
+
+
+def _without_key_bias(net: Any, x: Tensor) -> Tensor:
+    bias = net.qkv.bias.clone()
+    bias[4:8].zero_()
+    q, k, v = F.linear(x, net.qkv.weight, bias).chunk(3, -1)
+    return net.out(q * k + v)
+
+
 EXAMPLES = {
     "chain": Example(
         lambda: Net(
@@ -212,6 +231,23 @@ EXAMPLES = {
         lambda: Net(_products, q=nn.Linear(7, 12), k=nn.Linear(7, 12), v=nn.Linear(7, 12), out=nn.Linear(12, 7)),
         (5, 7),
         {("q.weight", 0): 3, ("v.weight", 0): 3, ("out.weight", 1): 3},
+        {},
+    ),
+    "heads with a token set aside": Example(
+        lambda: Net(
+            _pooled_heads,
+            qkv=nn.Linear(8, 24),
+            pool=nn.Conv1d(4, 4, 3, padding=1, groups=4),
+            out=nn.Linear(8, 8),
+        ),
+        (5, 8),
+        {("qkv.weight", 0): 2, ("out.weight", 1): 2},
+        {("pool.weight", 0): "it meets sizes that stay"},
+    ),
+    "part of a bias set to zero": Example(
+        lambda: Net(_without_key_bias, qkv=nn.Linear(6, 12), out=nn.Linear(4, 3)),
+        (6,),
+        {("qkv.weight", 0): 4, ("qkv.bias", 0): 4, ("out.weight", 1): 4},
         {},
     ),
     "grouped queries": Example(

@@ -379,7 +379,7 @@ def _stacked(flow: Flow, node: fx.Node) -> Any:
 
 
 def _split(flow: Flow, node: fx.Node) -> Any:
-    """``split``, ``chunk`` and ``split_with_sizes``: pieces, whose sizes are those of the results."""
+    """``split``, ``chunk``, ``split_with_sizes`` and ``tensor_split``: pieces, one after the other."""
     data = flow.labels(node.args[0])
     name = operators.name_of(node)
     place = _dimension(data, argument(node, 2, "dim", 0))
@@ -393,7 +393,8 @@ def _split(flow: Flow, node: fx.Node) -> Any:
         sizes = list(node.args[1])  # type: ignore[arg-type]
     else:
         return _unknown(flow, node)
-    pieces = np.split(data[place], np.cumsum(sizes)[:-1])
+    ends = node.args[1] if name == "tensor_split" else np.cumsum(sizes)[:-1]
+    pieces = np.array_split(data[place], ends)
     return tuple((*data[:place], piece, *data[place + 1 :]) for piece in pieces)
 
 
@@ -531,7 +532,7 @@ _RULES: dict[str, Rule] = {
     "repeat_interleave": _repeat_interleaved,
     **_words("cat concat concatenate", _joined),
     "stack": _stacked,
-    **_words("split split_with_sizes chunk", _split),
+    **_words("split split_with_sizes chunk tensor_split", _split),
     "unbind": _unbound,
     "getitem": _picked,
     "select": _selected,
@@ -546,12 +547,12 @@ _RULES: dict[str, Rule] = {
     "pixel_unshuffle": _shuffled_down,
     **_words(
         "clone contiguous dropout feature_dropout alpha_dropout alias to _to_copy detach lift_fresh_copy type_as "
-        "zeros_like ones_like rand_like full_like empty_like bernoulli identity requires_grad",
+        "zeros_like ones_like rand_like full_like empty_like bernoulli identity requires_grad zero fill",
         _same,
     ),
     # torch tags as element-wise what it takes apart last, and these it does not
     **_words("where masked_fill lerp clamp addcmul addcdiv hardswish hardsigmoid hardtanh relu6 silu", _pointwise),
-    **_words("mish gelu elu selu celu leaky_relu softplus softshrink logsigmoid relu threshold", _pointwise),
+    **_words("mish gelu elu selu celu leaky_relu softplus softshrink logsigmoid relu threshold copy", _pointwise),
     "prelu": _prelu,
     **_words(
         "zeros ones full empty arange rand randn scalar_tensor new_zeros new_ones new_full new_empty linspace eye "

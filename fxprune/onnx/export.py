@@ -209,7 +209,7 @@ def _make_views_legal(graph: fx.Graph) -> None:
 
 
 def _batch_attention(graph: fx.Graph) -> None:
-    """Give attention the four dimensions that the exporter takes: what stands before the last three becomes one."""
+    """Give attention the four dimensions that the exporter takes: those before the last three become one."""
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         before = node.meta["shape"][:-3]
