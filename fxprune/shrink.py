@@ -225,6 +225,16 @@ def _group_norm(call: _Call) -> None:
     call.node.update_arg(1, int(call.kept(call.of(0)[1].reshape(groups, -1)).all(1).sum()))
 
 
+def _recurrent(call: _Call) -> None:
+    """The states that it begins with are made with a size of their own."""
+    states, parameters = call.node.args[1:3]
+    hidden = call.kept.count(call.values[parameters[1].name][1])  # type: ignore[index, union-attr]
+    for state in states if isinstance(states, (list, tuple)) else [states]:
+        assert isinstance(state, fx.Node)
+        state.update_arg(0, [*state.args[0][:-1], hidden])  # type: ignore[index]
+        state.meta["shape"] = (*state.meta["shape"][:-1], hidden)
+
+
 def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
     if place < len(node.args):
         node.update_arg(place, value)
@@ -239,4 +249,5 @@ _CHANGES: dict[str, Callable[[_Call], None]] = {
     "slice": _slice,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "group_norm": _group_norm,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }

@@ -258,6 +258,33 @@ EXAMPLES = {
         {("q.weight", 0): 2, ("k.weight", 0): 2, ("out.weight", 1): 2},
         {},
     ),
+    "recurrent, two layers in both directions": Example(
+        lambda: Net(
+            lambda net, x: net.c(net.b(net.a(x))[0]),
+            a=nn.Linear(5, 6),
+            b=nn.LSTM(6, 4, 2, bidirectional=True, batch_first=True),
+            c=nn.Linear(8, 3),
+        ),
+        (7, 5),
+        {("a.weight", 0): 6, ("b.weight_ih_l0", 0): 4, ("b.weight_hh_l1_reverse", 1): 4, ("c.weight", 1): 4},
+        {},
+    ),
+    "recurrent, with states of the model's own": Example(
+        lambda: Net(
+            lambda net, x: net.b(x, net.state.expand(1, 7, 4))[0],
+            b=nn.GRU(5, 4),
+            state=torch.randn(4),
+        ),
+        (7, 5),
+        {("b.weight_hh_l0", 1): 0},
+        {("b.weight_hh_l0", 1): "gru (gru) has no rule"},
+    ),
+    "gated recurrent": Example(
+        lambda: Net(lambda net, x: net.c(net.b(x)[0]), b=nn.GRU(5, 4), c=nn.Linear(4, 3)),
+        (7, 5),
+        {("b.weight_ih_l0", 0): 4, ("c.weight", 1): 4},
+        {("b.weight_ih_l0", 1): "an input"},
+    ),
     "layer norm": Example(
         lambda: Net(
             lambda net, x: net.c(net.b(net.norm(net.a(x))).relu()),

@@ -222,6 +222,33 @@ def _attention(flow: Flow, node: fx.Node) -> Any:
     return (*flow.aligned(node, heads), query[-2], value[-1])
 
 
+def _recurrent(flow: Flow, node: fx.Node) -> Any:
+    """An LSTM, a GRU or a plain one: a hidden unit begins as zero and stays so without the weights of its gates.
+
+    All layers and directions have the same number of them, and lose the same ones.
+    """
+    states, parameters, biases, layers = node.args[1:5]
+    directions = 1 + bool(node.args[7])
+    states = states if isinstance(states, (list, tuple)) else [states]  # type: ignore[assignment]
+    step = 4 if biases else 2
+    fresh = all(operators.name_of(state) == "zeros" and len(state.users) == 1 for state in states)  # type: ignore[union-attr]
+    if not fresh or len(parameters) != step * layers * directions:  # type: ignore[arg-type, operator]
+        return _unknown(flow, node)
+    data = flow.labels(node.args[0])
+    found = [flow.labels(parameter) for parameter in parameters]  # type: ignore[union-attr]
+    hidden, inputs = found[1][1], data[-1]
+    for place in range(0, len(found), step):
+        if place and place % (step * directions) == 0:
+            inputs = np.tile(hidden, directions)
+        flow.join(inputs, found[place][1])
+        flow.join(hidden, found[place + 1][1])
+        for labels in found[place : place + step]:
+            gates = labels[0].reshape(-1, len(hidden))
+            flow.join(np.broadcast_to(hidden, gates.shape), gates)
+    last = (np.zeros(shape, np.int64) for shape in states[0].meta["shape"][:2])  # type: ignore[index]
+    return ((*data[:-1], np.tile(hidden, directions)), *[(*last, hidden)] * len(states))
+
+
 # --- normalisations, reductions, pools
 
 
@@ -508,6 +535,7 @@ _RULES: dict[str, Rule] = {
     **_words("addmm baddbmm", _addmm),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    **_words("lstm gru rnn_tanh rnn_relu", _recurrent),
     **_words("batch_norm instance_norm", _batch_norm),
     **_words("layer_norm rms_norm", _over_last(2)),
     "group_norm": _group_norm,
