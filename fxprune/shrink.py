@@ -227,11 +227,10 @@ def _group_norm(call: _Call) -> None:
 
 def _recurrent(call: _Call) -> None:
     """The states that it begins with are made with a size of their own."""
-    states, parameters = call.node.args[1:3]
-    hidden = call.kept.count(call.values[parameters[1].name][1])  # type: ignore[index, union-attr]
-    for state in states if isinstance(states, (list, tuple)) else [states]:
-        assert isinstance(state, fx.Node)
-        state.update_arg(0, [*state.args[0][:-1], hidden])  # type: ignore[index]
+    args: tuple[Any, ...] = call.node.args
+    hidden = call.kept.count(call.values[args[2][1].name][1])
+    for state in args[1] if isinstance(args[1], (list, tuple)) else [args[1]]:
+        state.update_arg(0, [*state.args[0][:-1], hidden])
         state.meta["shape"] = (*state.meta["shape"][:-1], hidden)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cases import CASES, captured_case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import capture
+from fxprune import capture, proof
 from fxprune.coupling import Coupling, couple, rules
 from fxprune.coupling.reshaping import stretches
 from fxprune.errors import ShrinkError
@@ -424,6 +425,22 @@ def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = half(coupling)
     with pytest.raises(ShrinkError, match="differs from the masked one"):
         proven(captured, shrink(captured, coupling, cut), coupling, cut)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ([2.0, -4.0], [2.0, -3.0], 0.25),
+        ([1.0, math.inf], [1.0, math.inf], 0.0),
+        ([1.0, math.nan], [1.0, math.nan], math.inf),
+        ([1.0, 2.0], [1.0, math.inf], math.inf),
+        ([1.0, 2.0], [1.0], math.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_differences(old: list[float], new: list[float], expected: float) -> None:
+    assert proof._difference([torch.tensor(old), 3], [torch.tensor(new), 3]) == expected
+    assert proof._difference([torch.tensor(old)], []) == math.inf
 
 
 def test_the_model_is_left_as_it_was() -> None:

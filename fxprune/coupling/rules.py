@@ -227,15 +227,15 @@ def _recurrent(flow: Flow, node: fx.Node) -> Any:
 
     All layers and directions have the same number of them, and lose the same ones.
     """
-    states, parameters, biases, layers = node.args[1:5]
-    directions = 1 + bool(node.args[7])
-    states = states if isinstance(states, (list, tuple)) else [states]  # type: ignore[assignment]
-    step = 4 if biases else 2
-    fresh = all(operators.name_of(state) == "zeros" and len(state.users) == 1 for state in states)  # type: ignore[union-attr]
-    if not fresh or len(parameters) != step * layers * directions:  # type: ignore[arg-type, operator]
+    args: tuple[Any, ...] = node.args
+    states, parameters, biases, layers = args[1:5]
+    states = states if isinstance(states, (list, tuple)) else [states]
+    directions, step = 1 + bool(args[7]), 4 if biases else 2
+    fresh = all(operators.name_of(state) == "zeros" and len(state.users) == 1 for state in states)
+    if not fresh or len(parameters) != step * layers * directions:
         return _unknown(flow, node)
-    data = flow.labels(node.args[0])
-    found = [flow.labels(parameter) for parameter in parameters]  # type: ignore[union-attr]
+    data = flow.labels(args[0])
+    found = [flow.labels(parameter) for parameter in parameters]
     hidden, inputs = found[1][1], data[-1]
     for place in range(0, len(found), step):
         if place and place % (step * directions) == 0:
@@ -245,8 +245,8 @@ def _recurrent(flow: Flow, node: fx.Node) -> Any:
         for labels in found[place : place + step]:
             gates = labels[0].reshape(-1, len(hidden))
             flow.join(np.broadcast_to(hidden, gates.shape), gates)
-    last = (np.zeros(shape, np.int64) for shape in states[0].meta["shape"][:2])  # type: ignore[index]
-    return ((*data[:-1], np.tile(hidden, directions)), *[(*last, hidden)] * len(states))
+    last = (*(np.zeros(size, np.int64) for size in shape_of(states[0])[:-1]), hidden)
+    return ((*data[:-1], np.tile(hidden, directions)), *[last] * len(states))
 
 
 # --- normalisations, reductions, pools
@@ -420,7 +420,7 @@ def _split(flow: Flow, node: fx.Node) -> Any:
         sizes = list(node.args[1])  # type: ignore[arg-type]
     else:
         return _unknown(flow, node)
-    ends = node.args[1] if name == "tensor_split" else np.cumsum(sizes)[:-1]
+    ends: Any = node.args[1] if name == "tensor_split" else np.cumsum(sizes)[:-1]
     pieces = np.array_split(data[place], ends)
     return tuple((*data[:place], piece, *data[place + 1 :]) for piece in pieces)
 
