@@ -40,6 +40,7 @@ def shrink(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) ->
             flow = coupling.flows[path, mode]
             values = {node.name: labels for node, labels in flow.values.items()}
             region._fxprune[mode] = program.rewritten(partial(_resize, values=values, kept=kept))
+            _regroup(region, region._fxprune[mode].graph)
     return result
 
 
@@ -151,6 +152,17 @@ def _resize(graph: fx.Graph, values: Mapping[str, Any], kept: Kept) -> None:
             node.meta["shape"] = tuple(kept.count(array) for array in labels)
 
 
+def _regroup(region: nn.Module, graph: fx.Graph) -> None:
+    """Modules that keep their own Python, as those of a model in parts do, have the groups of the graph."""
+    for node in graph.nodes:
+        place, name = _GROUPS.get(operators.name_of(node), (None, ""))
+        weight = node.args[place] if place is not None and place < len(node.args) else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            module = region.get_submodule(str(weight.target).rpartition(".")[0])
+            if name in vars(module):
+                setattr(module, name, node.args[1] if name == "num_groups" else argument(node, 6, "groups", 1))
+
+
 @dataclass(frozen=True)
 class _Call:
     """A call with the labels of its value, and of its arguments."""
@@ -240,6 +252,9 @@ def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
     else:
         node.update_kwarg(name, value)
 
+
+# the place of a weight, and what its module calls the groups
+_GROUPS = {**dict.fromkeys(("conv1d", "conv2d", "conv3d"), (1, "groups")), "group_norm": (2, "num_groups")}
 
 _CHANGES: dict[str, Callable[[_Call], None]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes_at(1)),
