@@ -177,7 +177,10 @@ def _with_values(task: Task, journal: Journal) -> Subject:
 def _build(task: Task, device: str, shape: tuple[int, ...] | None = None) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(task.seed)
     with torch.device(device):
-        return zoo.build(zoo.ModelSpec(task.model, shape))
+        module, shape = zoo.build(zoo.ModelSpec(task.model, shape))
+    if task.stage == "shrink" and device != "meta":
+        _differ(module, task.seed)
+    return module, shape
 
 
 def _captured(module: nn.Module, shape: tuple[int, ...], device: str) -> Subject:
@@ -392,7 +395,6 @@ def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
     By magnitude, which needs no data and no gradients: what is tried is what can be cut, not what should be.
     """
     captured = subject.captured
-    _differ(captured, task.seed)
     coupling = couple(captured)
     weights = find_weights(captured)
     journal.note(units=sum(len(family.units) for family in coupling.families()), stays=_stays(coupling, weights))
@@ -409,7 +411,7 @@ def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
     checks.verdict()
 
 
-def _differ(captured: CapturedModel, seed: int) -> None:
+def _differ(module: nn.Module, seed: int) -> None:
     """Give parameters that begin as one number, such as scales of zero, numbers that differ by up to 0.1.
 
     A branch that is closed would hide a wrong cut of it from the proof, as channels that are all alike would hide
@@ -417,7 +419,7 @@ def _differ(captured: CapturedModel, seed: int) -> None:
     """
     generator = stream(seed, "parameters that differ")
     with torch.no_grad():
-        for parameter in captured.host.parameters():
+        for parameter in module.parameters():
             if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.1 * torch.rand(parameter.shape, generator=generator))
 
