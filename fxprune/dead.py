@@ -29,7 +29,7 @@ from fxprune.errors import ShrinkError
 from fxprune.model import PrunedModel, Whole
 from fxprune.operators import argument
 from fxprune.program import attribute, state_reads
-from fxprune.proof import compare, without_chance
+from fxprune.proof import ROUNDED, compare, without_chance
 from fxprune.regions import MODES, CapturedModel, Mode, Region
 from fxprune.rewrite import drop_masks
 from fxprune.shrink import Kept, removed, shrink
@@ -73,7 +73,7 @@ def cut_dead(pruned: PrunedModel) -> PrunedModel:
     if record is not None and gone:
         record = replace(record, removed=removed(coupling, gone), whole=Whole.of(captured, weights))
     result = PrunedModel(shrunk, Weights(left, pruned.weights.skipped), masks, record).train(pruned.training)
-    compare(pruned.captured, result.captured)
+    compare(pruned.captured, result.captured, ROUNDED)
     return result
 
 

@@ -40,6 +40,7 @@ def shrink(captured: CapturedModel, coupling: Coupling, cut: Collection[int]) ->
             flow = coupling.flows[path, mode]
             values = {node.name: labels for node, labels in flow.values.items()}
             region._fxprune[mode] = program.rewritten(partial(_resize, values=values, kept=kept))
+            _regroup(region, region._fxprune[mode].graph)
     return result
 
 
@@ -151,6 +152,17 @@ def _resize(graph: fx.Graph, values: Mapping[str, Any], kept: Kept) -> None:
             node.meta["shape"] = tuple(kept.count(array) for array in labels)
 
 
+def _regroup(region: nn.Module, graph: fx.Graph) -> None:
+    """Modules that keep their own Python, as those of a model in parts do, have the groups of the graph."""
+    for node in graph.nodes:
+        place, name = _GROUPS.get(operators.name_of(node), (None, ""))
+        weight = node.args[place] if place is not None and place < len(node.args) else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr":
+            module = region.get_submodule(str(weight.target).rpartition(".")[0])
+            if name in vars(module):
+                setattr(module, name, node.args[1] if name == "num_groups" else argument(node, 6, "groups", 1))
+
+
 @dataclass(frozen=True)
 class _Call:
     """A call with the labels of its value, and of its arguments."""
@@ -225,6 +237,15 @@ def _group_norm(call: _Call) -> None:
     call.node.update_arg(1, int(call.kept(call.of(0)[1].reshape(groups, -1)).all(1).sum()))
 
 
+def _recurrent(call: _Call) -> None:
+    """The states that it begins with are made with a size of their own."""
+    args: tuple[Any, ...] = call.node.args
+    hidden = call.kept.count(call.values[args[2][1].name][1])
+    for state in args[1] if isinstance(args[1], (list, tuple)) else [args[1]]:
+        state.update_arg(0, [*state.args[0][:-1], hidden])
+        state.meta["shape"] = (*state.meta["shape"][:-1], hidden)
+
+
 def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
     if place < len(node.args):
         node.update_arg(place, value)
@@ -232,11 +253,15 @@ def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
         node.update_kwarg(name, value)
 
 
+# the place of a weight, and what its module calls the groups
+_GROUPS = {**dict.fromkeys(("conv1d", "conv2d", "conv3d"), (1, "groups")), "group_norm": (2, "num_groups")}
+
 _CHANGES: dict[str, Callable[[_Call], None]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes_at(1)),
     "unflatten": _unflatten,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     "slice": _slice,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "group_norm": _group_norm,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }

@@ -23,7 +23,8 @@ from fxprune.compat import plan, results, stages, table
 from fxprune.compat.child import GIB, Task, described
 from fxprune.compat.results import ROWS, Tally
 from fxprune.compat.runner import Limits, run
-from fxprune.errors import CompatError
+from fxprune.coupling import rules
+from fxprune.errors import CompatError, ShrinkError
 from fxprune.examples import example
 from fxprune.rows import read_rows
 from fxprune.zoo import ModelSpec
@@ -470,6 +471,25 @@ def test_half_of_the_channels_go(notes: Notes, name: str) -> None:
     assert shrink["units"] > 100
     assert all(0 < share < 0.5 for share in shrink["stays"].values())
     json.dumps(notes.facts, allow_nan=False)
+
+
+class Branch(nn.Module):
+    """Linear layers beside a branch that begins as closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + self.scale * self.b(self.a(x).softmax(-1)))
+
+
+def test_a_closed_branch_hides_no_wrong_cut(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages.zoo, "build", lambda spec: (Branch(), (4,)))
+    monkeypatch.setitem(rules._RULES, "softmax", rules._same)
+    with pytest.raises(ShrinkError, match="differs from the masked one"):
+        stages.examine(Task("timm:branch", "shrink"), notes)
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("test_resnet", "2x3x64x64"), ("test_vit", "2x3x64x64")])

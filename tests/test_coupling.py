@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cases import CASES, captured_case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune import capture
+from fxprune import capture, proof
 from fxprune.coupling import Coupling, couple, rules
 from fxprune.coupling.reshaping import stretches
 from fxprune.errors import ShrinkError
@@ -91,6 +92,25 @@ def _gated(net: Any, x: Tensor) -> Tensor:
     y = net.a(x).relu()
     gate = net.up(net.down(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
     return pooled(net, y * gate)
+
+
+def _pooled_heads(net: Any, x: Tensor) -> Tensor:
+    """Two heads: their first token is set aside, a convolution goes over the others, and there is a shortcut."""
+    batch, tokens, _ = x.shape
+    q, k, v = net.qkv(x).reshape(batch, tokens, 3, 2, 4).transpose(1, 3).unbind(2)
+    first, rest = torch.tensor_split(q, (1,), 2)
+    rest = net.pool(rest.transpose(2, 3).reshape(batch * 2, 4, tokens - 1)).reshape(batch, 2, 4, -1)
+    q = torch.cat([first, rest.transpose(2, 3)], 2)
+    y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+    y[:, :, 1:] += q[:, :, 1:]
+    return net.out(y.transpose(1, 2).reshape(batch, -1, 8))
+
+
+def _without_key_bias(net: Any, x: Tensor) -> Tensor:
+    bias = net.qkv.bias.clone()
+    bias[4:8].zero_()
+    q, k, v = F.linear(x, net.qkv.weight, bias).chunk(3, -1)
+    return net.out(q * k + v)
 
 
 EXAMPLES = {
@@ -214,6 +234,23 @@ EXAMPLES = {
         {("q.weight", 0): 3, ("v.weight", 0): 3, ("out.weight", 1): 3},
         {},
     ),
+    "heads with a token set aside": Example(
+        lambda: Net(
+            _pooled_heads,
+            qkv=nn.Linear(8, 24),
+            pool=nn.Conv1d(4, 4, 3, padding=1, groups=4),
+            out=nn.Linear(8, 8),
+        ),
+        (5, 8),
+        {("qkv.weight", 0): 2, ("out.weight", 1): 2},
+        {("pool.weight", 0): "it meets sizes that stay"},
+    ),
+    "part of a bias set to zero": Example(
+        lambda: Net(_without_key_bias, qkv=nn.Linear(6, 12), out=nn.Linear(4, 3)),
+        (6,),
+        {("qkv.weight", 0): 4, ("qkv.bias", 0): 4, ("out.weight", 1): 4},
+        {},
+    ),
     "grouped queries": Example(
         lambda: Net(
             _grouped_query, q=nn.Linear(7, 12), k=nn.Linear(7, 6), v=nn.Linear(7, 6), out=nn.Linear(12, 7)
@@ -221,6 +258,33 @@ EXAMPLES = {
         (5, 7),
         {("q.weight", 0): 2, ("k.weight", 0): 2, ("out.weight", 1): 2},
         {},
+    ),
+    "recurrent, two layers in both directions": Example(
+        lambda: Net(
+            lambda net, x: net.c(net.b(net.a(x))[0]),
+            a=nn.Linear(5, 6),
+            b=nn.LSTM(6, 4, 2, bidirectional=True, batch_first=True),
+            c=nn.Linear(8, 3),
+        ),
+        (7, 5),
+        {("a.weight", 0): 6, ("b.weight_ih_l0", 0): 4, ("b.weight_hh_l1_reverse", 1): 4, ("c.weight", 1): 4},
+        {},
+    ),
+    "recurrent, with states of the model's own": Example(
+        lambda: Net(
+            lambda net, x: net.b(x, net.state.expand(1, 7, 4))[0],
+            b=nn.GRU(5, 4),
+            state=torch.randn(4),
+        ),
+        (7, 5),
+        {("b.weight_hh_l0", 1): 0},
+        {("b.weight_hh_l0", 1): "gru (gru) has no rule"},
+    ),
+    "gated recurrent": Example(
+        lambda: Net(lambda net, x: net.c(net.b(x)[0]), b=nn.GRU(5, 4), c=nn.Linear(4, 3)),
+        (7, 5),
+        {("b.weight_ih_l0", 0): 4, ("c.weight", 1): 4},
+        {("b.weight_ih_l0", 1): "an input"},
     ),
     "layer norm": Example(
         lambda: Net(
@@ -361,6 +425,22 @@ def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = half(coupling)
     with pytest.raises(ShrinkError, match="differs from the masked one"):
         proven(captured, shrink(captured, coupling, cut), coupling, cut)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ([2.0, -4.0], [2.0, -3.0], 0.25),
+        ([1.0, math.inf], [1.0, math.inf], 0.0),
+        ([1.0, math.nan], [1.0, math.nan], math.inf),
+        ([1.0, 2.0], [1.0, math.inf], math.inf),
+        ([1.0, 2.0], [1.0], math.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_differences(old: list[float], new: list[float], expected: float) -> None:
+    assert proof._difference([torch.tensor(old), 3], [torch.tensor(new), 3]) == expected
+    assert proof._difference([torch.tensor(old)], []) == math.inf
 
 
 def test_the_model_is_left_as_it_was() -> None:

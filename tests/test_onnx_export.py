@@ -54,6 +54,30 @@ class Attention(nn.Module):
         return tokens + self.mlp(tokens)
 
 
+class Windows(nn.Module):
+    """Attention within windows, which stand beside the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 3, 5, 3, 2, 4).permute(3, 0, 4, 1, 2, 5).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.permute(0, 2, 3, 1, 4).reshape(-1, 15, 8))
+
+
+class Scaled(nn.Module):
+    """A convolution and a normalisation without shifts: an exporter makes zeros for both, in two shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scale = nn.Conv2d(3, 300, 1, bias=False), nn.Parameter(torch.rand(300))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.group_norm(self.first(x), 1, self.scale)
+
+
 class TiedText(nn.Module):
     """Integer tokens in; the table of the embedding is the weight of the head."""
 
@@ -186,6 +210,8 @@ CASES = {
         ["output"],
         ["attention.in_proj_weight", "attention.out_proj.weight", "mlp.0.weight", "mlp.2.weight"],
     ),
+    "windows": Case(Windows, normal(15, 8), ["output"], ["qkv.weight", "out.weight"]),
+    "scaled": Case(Scaled, normal(3, 4, 4), ["output"], ["first.weight"]),
     "tied text": Case(TiedText, tokens, ["output"], ["body.weight", "embedding.weight"]),
     "tied layers": Case(TiedLayers, normal(6), ["output"], ["first.weight"]),
     "weight norm": Case(weight_norm, normal(6), ["output"], ["0.weight", "2.weight"]),

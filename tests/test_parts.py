@@ -17,7 +17,18 @@ from torch.utils import _pytree as pytree
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fxprune import CapturedModel, PrunedModel, capture, export_onnx, find_weights, load, prune, report, save
+from fxprune import (
+    CapturedModel,
+    PrunedModel,
+    capture,
+    export_onnx,
+    find_weights,
+    load,
+    prune,
+    prune_channels,
+    report,
+    save,
+)
 from fxprune.errors import CaptureError
 from fxprune.onnx.choices import rows_found
 from fxprune.onnx.verify import verify_onnx
@@ -34,11 +45,25 @@ class Backbone(nn.Sequential):
         )
 
 
-def detector() -> nn.Module:
-    """torchvision's Faster R-CNN around a backbone of one convolution."""
+class Depthwise(nn.Sequential):
+    """One convolution to a channel, and a number of groups for a normalisation."""
+
+    out_channels = 8
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 12, 3, stride=4, padding=1),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+            nn.GroupNorm(6, 12),
+            nn.Conv2d(12, 8, 1),
+        )
+
+
+def detector(backbone: type[nn.Module] = Backbone) -> nn.Module:
+    """torchvision's Faster R-CNN around a small backbone."""
     torch.manual_seed(0)
     return FasterRCNN(
-        Backbone(),
+        backbone(),
         num_classes=3,
         min_size=32,
         max_size=64,
@@ -321,6 +346,16 @@ def test_export(pruned: PrunedModel, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
     session = onnxruntime.InferenceSession(tmp_path / "detector.onnx")
     assert [entry.shape for entry in session.get_inputs()] == [[3, 32, 40], [3, 36, 30]]
+
+
+def test_channels_of_parts_are_cut_and_exported(tmp_path: Path) -> None:
+    captured = capture(detector(Depthwise), EXAMPLE)
+    cut = prune_channels(captured, criterion="magnitude", budget="params=0.5", ranking="layer")
+    backbone = cut.captured.host.backbone
+    groups = backbone[1].groups
+    assert 0 < groups == len(backbone[1].weight) == 2 * backbone[2].num_groups < 12
+    assert captured.host.backbone[1].groups == 12
+    assert export_onnx(cut, tmp_path / "detector.onnx", encoding="dense").passed
 
 
 def test_a_fault_in_an_exported_detector_is_found(pruned: PrunedModel, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from fxprune.examples import Example, example
 from fxprune.masks import kept_count
 from fxprune.program import Program
 from fxprune.scoring import Scoring
+from fxprune.seeds import stream
 
 SPARSITY = 0.9
 SHARE = 0.5  # of the multiply-adds that are left when channels are cut
@@ -176,7 +177,10 @@ def _with_values(task: Task, journal: Journal) -> Subject:
 def _build(task: Task, device: str, shape: tuple[int, ...] | None = None) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(task.seed)
     with torch.device(device):
-        return zoo.build(zoo.ModelSpec(task.model, shape))
+        module, shape = zoo.build(zoo.ModelSpec(task.model, shape))
+    if task.stage == "shrink" and device != "meta":
+        _differ(module, task.seed)
+    return module, shape
 
 
 def _captured(module: nn.Module, shape: tuple[int, ...], device: str) -> Subject:
@@ -405,6 +409,19 @@ def _shrink(task: Task, subject: Subject, journal: Journal) -> None:
         result = export_onnx(shrunk, Path(folder) / "model.onnx", encoding="dense")
     journal.note(checks=[check.name for check in result.checks], difference=result.difference)
     checks.verdict()
+
+
+def _differ(module: nn.Module, seed: int) -> None:
+    """Give parameters that begin as one number, such as scales of zero, numbers that differ by up to 0.1.
+
+    A branch that is closed would hide a wrong cut of it from the proof, as channels that are all alike would hide
+    that one was taken for another.
+    """
+    generator = stream(seed, "parameters that differ")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(0.1 * torch.rand(parameter.shape, generator=generator))
 
 
 def _stays(coupling: Coupling, weights: Weights) -> dict[str, float]:

@@ -53,11 +53,16 @@ class Atoms:
 
     def join(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
         """Cut the atoms of two arrays of one shape together, pair by pair."""
-        pairs = np.stack([self.roots(first).ravel(), self.roots(second).ravel()])
-        pairs = np.unique(pairs[:, pairs[0] != pairs[1]], axis=1)
-        for one, other in pairs.T:
-            self._link(int(one), int(other))
-        if pairs.size:
+        linked = False
+        while True:
+            one, other = self.roots(first).ravel(), self.roots(second).ravel()
+            apart = one != other
+            if not apart.any():
+                break
+            # of several that are to come above an atom, the least; the others meet it in the next round
+            np.minimum.at(self._parent, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+            linked = True
+        if linked:
             self._connect(first, second)
 
     def keep(self, labels: NDArray[np.int64], reason: str) -> None:
@@ -83,10 +88,6 @@ class Atoms:
                 if isinstance(reason, str):
                     return reason
         return ""
-
-    def _link(self, one: int, other: int) -> None:
-        one, other = (int(self.roots(np.array([atom]))[0]) for atom in (one, other))
-        self._parent[max(one, other)] = min(one, other)
 
     def _connect(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
         families = np.unique(np.stack([self._family[first].ravel(), self._family[second].ravel()]), axis=1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.coupling.atoms import Atoms, Labels
+from fxprune.coupling.atoms import FIXED, Atoms, Labels
 from fxprune.coupling.flow import Flow, Splits
 from fxprune.program import attribute, state_reads
 from fxprune.regions import MODES, CapturedModel, Mode
@@ -86,11 +86,12 @@ class Coupling:
         slices: dict[int, list[Slice]] = {}
         for tensor, labels in self.state.items():
             for dim, _ in enumerate(labels):
-                roots = self.roots(tensor, dim)
-                for root in np.unique(roots[roots != 0]):
-                    indices = tuple(int(index) for index in np.flatnonzero(roots == root))
-                    slices.setdefault(int(root), []).append(Slice(tensor, dim, indices))
-        return {root: Unit(tuple(found)) for root, found in slices.items()}
+                found: dict[int, list[int]] = {}
+                for index, root in enumerate(self.roots(tensor, dim).tolist()):
+                    found.setdefault(root, []).append(index)
+                for root in sorted(found.keys() - {FIXED}):
+                    slices.setdefault(root, []).append(Slice(tensor, dim, tuple(found[root])))
+        return {root: Unit(tuple(parts)) for root, parts in slices.items()}
 
     def families(self) -> list[Family]:
         """All units, those that are alike together."""

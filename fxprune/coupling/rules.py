@@ -222,6 +222,33 @@ def _attention(flow: Flow, node: fx.Node) -> Any:
     return (*flow.aligned(node, heads), query[-2], value[-1])
 
 
+def _recurrent(flow: Flow, node: fx.Node) -> Any:
+    """An LSTM, a GRU or a plain one: a hidden unit begins as zero and stays so without the weights of its gates.
+
+    All layers and directions have the same number of them, and lose the same ones.
+    """
+    args: tuple[Any, ...] = node.args
+    states, parameters, biases, layers = args[1:5]
+    states = states if isinstance(states, (list, tuple)) else [states]
+    directions, step = 1 + bool(args[7]), 4 if biases else 2
+    fresh = all(operators.name_of(state) == "zeros" and len(state.users) == 1 for state in states)
+    if not fresh or len(parameters) != step * layers * directions:
+        return _unknown(flow, node)
+    data = flow.labels(args[0])
+    found = [flow.labels(parameter) for parameter in parameters]
+    hidden, inputs = found[1][1], data[-1]
+    for place in range(0, len(found), step):
+        if place and place % (step * directions) == 0:
+            inputs = np.tile(hidden, directions)
+        flow.join(inputs, found[place][1])
+        flow.join(hidden, found[place + 1][1])
+        for labels in found[place : place + step]:
+            gates = labels[0].reshape(-1, len(hidden))
+            flow.join(np.broadcast_to(hidden, gates.shape), gates)
+    last = (*(np.zeros(size, np.int64) for size in shape_of(states[0])[:-1]), hidden)
+    return ((*data[:-1], np.tile(hidden, directions)), *[last] * len(states))
+
+
 # --- normalisations, reductions, pools
 
 
@@ -379,7 +406,7 @@ def _stacked(flow: Flow, node: fx.Node) -> Any:
 
 
 def _split(flow: Flow, node: fx.Node) -> Any:
-    """``split``, ``chunk`` and ``split_with_sizes``: pieces, whose sizes are those of the results."""
+    """``split``, ``chunk``, ``split_with_sizes`` and ``tensor_split``: pieces, one after the other."""
     data = flow.labels(node.args[0])
     name = operators.name_of(node)
     place = _dimension(data, argument(node, 2, "dim", 0))
@@ -393,7 +420,8 @@ def _split(flow: Flow, node: fx.Node) -> Any:
         sizes = list(node.args[1])  # type: ignore[arg-type]
     else:
         return _unknown(flow, node)
-    pieces = np.split(data[place], np.cumsum(sizes)[:-1])
+    ends: Any = node.args[1] if name == "tensor_split" else np.cumsum(sizes)[:-1]
+    pieces = np.array_split(data[place], ends)
     return tuple((*data[:place], piece, *data[place + 1 :]) for piece in pieces)
 
 
@@ -507,6 +535,7 @@ _RULES: dict[str, Rule] = {
     **_words("addmm baddbmm", _addmm),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
+    **_words("lstm gru rnn_tanh rnn_relu", _recurrent),
     **_words("batch_norm instance_norm", _batch_norm),
     **_words("layer_norm rms_norm", _over_last(2)),
     "group_norm": _group_norm,
@@ -531,7 +560,7 @@ _RULES: dict[str, Rule] = {
     "repeat_interleave": _repeat_interleaved,
     **_words("cat concat concatenate", _joined),
     "stack": _stacked,
-    **_words("split split_with_sizes chunk", _split),
+    **_words("split split_with_sizes chunk tensor_split", _split),
     "unbind": _unbound,
     "getitem": _picked,
     "select": _selected,
@@ -546,12 +575,12 @@ _RULES: dict[str, Rule] = {
     "pixel_unshuffle": _shuffled_down,
     **_words(
         "clone contiguous dropout feature_dropout alpha_dropout alias to _to_copy detach lift_fresh_copy type_as "
-        "zeros_like ones_like rand_like full_like empty_like bernoulli identity requires_grad",
+        "zeros_like ones_like rand_like full_like empty_like bernoulli identity requires_grad zero fill",
         _same,
     ),
     # torch tags as element-wise what it takes apart last, and these it does not
     **_words("where masked_fill lerp clamp addcmul addcdiv hardswish hardsigmoid hardtanh relu6 silu", _pointwise),
-    **_words("mish gelu elu selu celu leaky_relu softplus softshrink logsigmoid relu threshold", _pointwise),
+    **_words("mish gelu elu selu celu leaky_relu softplus softshrink logsigmoid relu threshold copy", _pointwise),
     "prelu": _prelu,
     **_words(
         "zeros ones full empty arange rand randn scalar_tensor new_zeros new_ones new_full new_empty linspace eye "

@@ -162,15 +162,18 @@ def _check_duplicates(
 ) -> Check:
     """Whether a tensor is in the file more often than in the model, where equal ones may be several.
 
-    A constant of the exporter may be equal to a tensor of the model, such as a bias of zeros, but not twice.
+    A constant of the exporter may be equal to a tensor of the model, such as a bias of zeros, but not twice; one
+    that is equal to none may be there once in each shape.
     """
     from onnx import numpy_helper
 
     parts = {each for name in wanted for each in constants.needed(name)}
     others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
-    found = decoded + Counter(_content(array) for array in others if array.nbytes >= _LARGE)
+    large = [(_content(array), array.shape) for array in others if array.nbytes >= _LARGE]
+    found = decoded + Counter(content for content, _ in large)
+    shapes = Counter(content for content, _ in set(large))
     own = Counter(map(_content, [*wanted.values(), *_state(pruned)]))
-    most = {content: max(1, own[content] + (content not in decoded)) for content in found}
+    most = {c: own[c] + (c not in decoded) if own[c] else shapes[c] for c in found}
     twice = sum(max(0, count - most[content]) for content, count in found.items())
     detail = f"{twice} tensors are stored again under another name" if twice else "every tensor is stored once"
     return Check("duplicates", not twice, detail)

@@ -29,6 +29,7 @@ from fxprune.onnx.external import data_beside
 from fxprune.onnx.parts import parts_to_onnx
 from fxprune.onnx.sizes import file_bytes
 from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
+from fxprune.operators import argument
 from fxprune.program import Input, Program
 from fxprune.progress import working
 from fxprune.regions import Region
@@ -129,6 +130,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     program = root._fxprune["eval"]
     folded = fold(model.captured, model.weights)
     names = _keep_tensor_outputs(folded.graph, program)
+    _batch_attention(folded.graph)
     _make_views_legal(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
@@ -204,6 +206,21 @@ def _make_views_legal(graph: fx.Graph) -> None:
                     {"memory_format": torch.contiguous_format},
                 )
             node.update_arg(0, contiguous)
+
+
+def _batch_attention(graph: fx.Graph) -> None:
+    """Give attention the four dimensions that the exporter takes: those before the last three become one."""
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
+        before = node.meta["shape"][:-3]
+        if len(before) < 2 or argument(node, 3, "attn_mask") is not None:
+            continue
+        with graph.inserting_before(node):
+            for place in range(3):
+                node.update_arg(place, graph.call_function(aten.flatten.using_ints, (node.args[place], 0, -4)))
+        with graph.inserting_after(node):
+            apart = graph.call_function(aten.unflatten.int, (node, 0, [-1, *before[1:]]))
+        node.replace_all_uses_with(apart, delete_user_cb=lambda user, apart=apart: user is not apart)
 
 
 def _simplify(model: Any, weights: set[str]) -> None:
