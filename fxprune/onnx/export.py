@@ -130,6 +130,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     folded = fold(model.captured, model.weights)
     names = _keep_tensor_outputs(folded.graph, program)
     _make_views_legal(folded.graph)
+    _spell_out(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
     shapes = tuple(None if leaf.shape is None else _dynamic(leaf) for leaf in program.inputs)
@@ -204,6 +205,15 @@ def _make_views_legal(graph: fx.Graph) -> None:
                     {"memory_format": torch.contiguous_format},
                 )
             node.update_arg(0, contiguous)
+
+
+def _spell_out(graph: fx.Graph) -> None:
+    """Write operators that the exporter does not know by those that they are in evaluation."""
+    for node in graph.nodes:
+        if operators.name_of(node) == "rrelu":
+            lower, upper = operators.argument(node, 1, "lower", 1 / 8), operators.argument(node, 2, "upper", 1 / 3)
+            node.target, node.kwargs = torch.ops.aten.leaky_relu.default, {}
+            node.args = (node.args[0], (lower + upper) / 2)
 
 
 def _simplify(model: Any, weights: set[str]) -> None:
