@@ -530,7 +530,9 @@ def _control(draft: _Draft) -> None:
     kind = draft.random.choice(["by_size", "by_batch", "training_only", "by_mode", "no_gradient"])
     if kind == "by_size":
         draft.add(kind, (number,), limit=draft.random.randint(2, 6))
-    elif kind == "by_batch":
+    elif (
+        kind == "by_batch"
+    ):  # not 1: torch.export assumes two samples or more, and leaves no trace of such a branch
         draft.add(kind, (number,), limit=draft.random.choice([2, 3, 4]))
     else:
         draft.add(kind, (number,), dim=shape[-1])

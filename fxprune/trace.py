@@ -88,8 +88,7 @@ def _export(module: nn.Module, example: Example, mode: Mode) -> torch.export.Exp
     module.register_forward_hook(_register_dataclasses)
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # torch prints where it fails
-            # of its own reads of weights of recurrent layers; fatal where warnings are errors
-            warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
+            warnings.simplefilter("ignore")  # of what tracing does, and undoes; fatal where warnings are errors
             return torch.export.export(
                 module, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
             )

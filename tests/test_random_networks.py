@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soak
 import torch
 from hypothesis import HealthCheck, given, settings
 from properties import (
@@ -241,3 +243,35 @@ def test_a_description_says_all() -> None:
 def test_every_layer_occurs() -> None:
     found = {step.kind for seed in range(1000) for step in describe(random.Random(seed)).steps}
     assert found == {*LAYERS, "reuse", "tied", "transposed"}
+
+
+# --- the soak
+
+
+def test_a_soak_goes_on_and_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[tuple[int, bool]]()
+
+    def measure(seed: int, *, files: bool) -> soak.Row:
+        tried.append((seed, files))
+        row = {"seed": seed, "steps": 3, "kinds": ["linear"], "files": files, "seconds": 1.0}
+        fails = seed == 3 and tried.count((seed, files)) == 1
+        return row | ({"failures": {"counts_are_exact": "why"}} if fails else {})
+
+    monkeypatch.setattr(soak, "measure", measure)
+    file = tmp_path / "soak.jsonl"
+    for examples in (4, 8):
+        soak.run(file, examples, 2, 2, files=3, failed=False)
+    assert tried == [(1, False), (3, True), (5, False), (7, False)]
+    assert "4 of 4 networks tried" in soak.table([file])
+    assert "| counts are exact | 4 | 1: seeds 3 |" in soak.table([file])
+    soak.run(file, 8, 2, 2, files=3, failed=True)
+    assert tried[4:] == [(3, True)]
+    assert "| counts are exact | 4 | 0 |" in soak.table([file])
+    assert "| encodings decode to the model | 1 | 0 |" in soak.table([file])
+
+
+def test_a_soak_writes_down_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.masks.kept_count", lambda n, s: min(n, kept_count(n, s) + 1))
+    row = soak.measure(4, files=False)
+    assert set(row["failures"]) == {"counts_are_exact"}
+    assert eval(row["network"]) == describe(random.Random(4))
