@@ -239,21 +239,30 @@ class _Watch(fx.Interpreter):
         dim = inputs.dim() - 1 if weight.dim() == 2 else inputs.dim() - weight.dim() + 1
         roots = self._roots(self._labels[node.args[0].name][dim])
         rows = inputs.movedim(dim, 0).flatten(1)
-        taps = weight.movedim(1, 0).flatten(2).sum(2) if weight.dim() > 2 else weight.t()
+        groups = argument(node, 6, "groups", 1) if weight.dim() > 2 else 1
         for unit in ends:
-            channels = [c for c in np.flatnonzero(roots == unit) if bool((weight.select(1, int(c)) != 0).any())]
-            channels = [c for c in channels if bool((rows[c] != 0).any())]
+            taps = {c: _taps(weight, int(c), groups) for c in np.flatnonzero(roots == unit)}
+            channels = [c for c in taps if bool((taps[c] != 0).any()) and bool((rows[c] != 0).any())]
             if not channels:
                 continue
             constant = all(bool((rows[c] == rows[c, 0]).all()) for c in channels)
             if not (constant and _covered(node)):
                 self.blamed.add(unit)
                 continue
-            shift = sign * sum(taps[c].double() * rows[c, 0].double() for c in channels)
+            shift = sign * sum(taps[c].double().sum(1) * rows[c, 0].double() for c in channels)
             known = self.shifts.setdefault(name, {})
             if unit in known:  # the layer is used twice, and needs the same both times
                 self.blamed.add(unit)
             known[unit] = shift.to(weight.dtype)
+
+
+def _taps(weight: Tensor, channel: int, groups: int) -> Tensor:
+    """What a convolution or linear layer multiplies one channel with, for each of its results."""
+    inputs, results = weight.shape[1], len(weight) // groups
+    group = slice(channel // inputs * results, (channel // inputs + 1) * results)
+    taps = torch.zeros_like(weight[:, 0])
+    taps[group] = weight[group, channel % inputs]
+    return taps.reshape(len(weight), -1)
 
 
 def _shiftable(node: fx.Node) -> tuple[str, float] | None:
@@ -274,9 +283,7 @@ def _covered(node: fx.Node) -> bool:
     if operators.name_of(node) == "linear":
         return True
     padding = argument(node, 4, "padding", 0)
-    return argument(node, 6, "groups", 1) == 1 and (
-        padding == "valid" or not np.any(np.array(padding, dtype=object))
-    )
+    return padding == "valid" or not np.any(np.array(padding, dtype=object))
 
 
 def _equal(one: Any, other: Any) -> bool:

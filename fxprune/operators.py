@@ -233,6 +233,15 @@ def input_dependent(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def reaching_output(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the result of a graph follows, and all that write into a tensor, whoever reads it then."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in found or changed(node):
+            found.update((node, *node.all_input_nodes))
+    return found
+
+
 def scales(graph: fx.Graph) -> Iterator[fx.Node]:
     """The tensors that rescale activations: scales of normalisations, and factors of ``mul``.
 

@@ -88,8 +88,9 @@ class Input:
                 if not least <= leaf.shape[i] <= most:
                     raise CaptureError(
                         f"input {self.name!r}: the graph holds for sizes {least} to {most} of dimension {i}, for "
-                        f"which the model's code takes the captured branch, got {leaf.shape[i]}; capture the "
-                        "model again with example_inputs of this size"
+                        "which the model's code takes the captured branch and batch statistics have two values, "
+                        f"got {leaf.shape[i]}; give such a size, or capture the model again with example_inputs "
+                        "of this one"
                     )
 
 
@@ -102,7 +103,8 @@ class Program:
     of a module therefore share it.
 
     Every node that yields a tensor has `meta["shape"]`, its sizes at the captured example,
-    `meta["dynamic"]`, the indices of the sizes that follow the input's, and `meta["dtype"]`.
+    `meta["dynamic"]`, the indices of the sizes that follow the input's, and `meta["dtype"]`; where channels
+    were cut also `meta["whole"]`, its sizes before.
 
     Attributes:
         graph: the graph; treat as read-only.

@@ -26,6 +26,7 @@ from fxprune.weights import PrunableWeight, find_weights
 EXACT = 1e-9
 ROUNDED = 1e-6  # where a model has constants that were rounded to float32
 _BATCHES = (2, 3)
+_NOISE = frozenset("bernoulli cauchy exponential geometric log_normal normal rand_like randn_like uniform".split())
 
 
 def proven(captured: CapturedModel, shrunk: CapturedModel, coupling: Coupling, cut: Collection[int]) -> float:
@@ -142,13 +143,20 @@ def without_chance(captured: CapturedModel) -> CapturedModel:
 
 
 def _certain(graph: fx.Graph) -> None:
-    """Drop nothing: with a probability of zero, or of one to stay."""
+    """Drop nothing, with a probability of zero or of one to stay; noise is one everywhere."""
     for node in graph.nodes:
         name = operators.name_of(node)
-        if name in ("dropout", "feature_dropout", "alpha_dropout"):
+        if name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
             node.update_arg(1, 0.0)
-        elif name == "bernoulli":
-            node.target = torch.ops.aten.ones_like.default
-            node.args, node.kwargs = (node.args[0],), {}
         elif name == "scaled_dot_product_attention" and len(node.args) > 4:
             node.update_arg(4, 0.0)
+        elif name in operators.RECURRENT and len(node.args) > 5:
+            node.update_arg(5, 0.0)  # between layers
+        elif name == "rrelu":
+            node.args = node.args[:3]  # as in evaluation
+        elif name in _NOISE and operators.changed(node):
+            node.target, node.args, node.kwargs = torch.ops.aten.fill_.Scalar, (node.args[0], 1.0), {}
+        elif name in ("rand", "randn"):
+            node.target = torch.ops.aten.ones.default
+        elif name in _NOISE:
+            node.target, node.args, node.kwargs = torch.ops.aten.ones_like.default, (node.args[0],), {}

@@ -149,6 +149,7 @@ def _resize(graph: fx.Graph, values: Mapping[str, Any], kept: Kept) -> None:
             if change is not None and labels is not None:
                 change(_Call(node, labels, values, kept))
         if "shape" in node.meta and isinstance(labels, tuple) and len(labels) == len(node.meta["shape"]):
+            node.meta.setdefault("whole", node.meta["shape"])  # weights keep the names that they had
             node.meta["shape"] = tuple(kept.count(array) for array in labels)
 
 

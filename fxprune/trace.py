@@ -9,8 +9,9 @@ import inspect
 import io
 import math
 import random
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from fxprune import operators
 from fxprune.errors import CaptureError
 from fxprune.program import Input, Program, attribute, copy_graph
 from fxprune.regions import Mode
@@ -85,7 +87,8 @@ def with_real_batch(inputs: Any) -> tuple[Any, int]:
 def _export(module: nn.Module, example: Example, mode: Mode) -> torch.export.ExportedProgram:
     module.register_forward_hook(_register_dataclasses)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it fails, torch prints the graph so far
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():  # torch prints where it fails
+            warnings.simplefilter("ignore")  # of what tracing does, and undoes; fatal where warnings are errors
             return torch.export.export(
                 module, example.args, example.kwargs, dynamic_shapes=example.shapes, strict=False
             )
@@ -174,9 +177,29 @@ def _unlift(
         node.replace_all_uses_with(reads[name])
         graph.erase_node(node)
     _tidy(graph)
+    if any(_takes_statistics_of_samples(node, example.batch) for node in graph.nodes):
+        inputs = [_of_two(leaf) for leaf in inputs]
     spec = exported.call_spec
     signature = inspect.signature(module.forward)
     return Program(graph, signature, tuple(inputs), spec.in_spec, spec.out_spec, example.batch)
+
+
+def _takes_statistics_of_samples(node: fx.Node, batch: int) -> bool:
+    """Whether a call needs two samples, as torch's modules check: each channel has one value of each."""
+    if operators.name_of(node) != "batch_norm" or not node.args[5]:
+        return False
+    data = node.args[0]
+    assert isinstance(data, fx.Node)
+    samples, _, *places = data.meta["shape"]
+    return samples == batch and math.prod(places) == 1
+
+
+def _of_two(leaf: Input) -> Input:
+    """The input with a batch of two at least, where that may change."""
+    if leaf.shape is None or leaf.shape[:1] != (None,):
+        return leaf
+    least, most = leaf.limits[0]
+    return replace(leaf, limits={**leaf.limits, 0: (max(2, least), most)})
 
 
 def _describe(node: fx.Node, argument: Any, leaf: Any, ranges: Mapping[Any, Any]) -> Input:

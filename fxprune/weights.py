@@ -223,7 +223,8 @@ def _find_sites(program: Program, parameters: set[str]) -> list[_Site]:
     dependence = _Dependence(program.graph, parameters)
     activations = operators.input_dependent(program.graph)
     sites: dict[fx.Node, _Site] = {}
-    for user in program.graph.nodes:
+    reaching = operators.reaching_output(program.graph)  # exported graphs keep layers whose result is dropped
+    for user in (node for node in program.graph.nodes if node in reaching):
         candidates = operators.weight_slots(user)
         if not candidates and user not in dependence.state:
             candidates = operators.product_operands(user)
@@ -255,7 +256,7 @@ class _Dependence:
         for node in graph.nodes:
             if node.op == "get_attr" and node.meta:
                 names: tuple[str, ...] = (node.target,) if node.target in parameters else ()
-                sizes[node.target] = math.prod(node.meta["shape"])
+                sizes[node.target] = math.prod(node.meta.get("whole", node.meta["shape"]))
             elif node.op == "call_function" and not operators.is_random(node):
                 inputs = node.all_input_nodes
                 if not all(n in self.state or (n.op == "get_attr" and not n.meta) for n in inputs):
@@ -270,14 +271,17 @@ class _Dependence:
 
 
 def _reason(region: Region, parameter: str) -> str:
-    """Why a parameter is not pruned, from the first place that reads it."""
+    """Why a parameter is not pruned, from the first place that reads it and matters."""
+    read = False
     for mode in MODES:
         graph = region._fxprune[mode].graph
-        reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == parameter]
-        for read in reads:
-            for user, operand in _first_uses(read):
-                return operators.role(user, operand)
-    return "not used by the model's forward"
+        reaching = operators.reaching_output(graph)
+        for node in (node for node in graph.nodes if node.op == "get_attr" and node.target == parameter):
+            read = True
+            for user, operand in _first_uses(node):
+                if user in reaching:
+                    return operators.role(user, operand)
+    return "no output of the model depends on it" if read else "not used by the model's forward"
 
 
 def _first_uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:

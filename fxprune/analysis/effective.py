@@ -124,6 +124,8 @@ def _trace(model: PrunedModel, path: str) -> tuple[fx.GraphModule, dict[str, Ten
         warnings.simplefilter("ignore")  # leaving `flags` sets options of Intel GPUs, which warns without one
         with torch.backends.mkldnn.flags(enabled=False):
             traced = make_fx(functionalize(call, remove="mutations_and_views"))(state, *inputs)
+    traced.graph.eliminate_dead_code()  # such as the indices of maxima, which no rule gives
+    traced.recompile()
     return traced, state, inputs
 
 

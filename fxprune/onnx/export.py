@@ -29,7 +29,6 @@ from fxprune.onnx.external import data_beside
 from fxprune.onnx.parts import parts_to_onnx
 from fxprune.onnx.sizes import file_bytes
 from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
-from fxprune.operators import argument
 from fxprune.program import Input, Program
 from fxprune.progress import working
 from fxprune.regions import Region
@@ -132,6 +131,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     names = _keep_tensor_outputs(folded.graph, program)
     _batch_attention(folded.graph)
     _make_views_legal(folded.graph)
+    _spell_out(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
     shapes = tuple(None if leaf.shape is None else _dynamic(leaf) for leaf in program.inputs)
@@ -213,7 +213,7 @@ def _batch_attention(graph: fx.Graph) -> None:
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         before = node.meta["shape"][:-3]
-        if len(before) < 2 or argument(node, 3, "attn_mask") is not None:
+        if len(before) < 2 or operators.argument(node, 3, "attn_mask") is not None:
             continue
         with graph.inserting_before(node):
             for place in range(3):
@@ -221,6 +221,15 @@ def _batch_attention(graph: fx.Graph) -> None:
         with graph.inserting_after(node):
             apart = graph.call_function(aten.unflatten.int, (node, 0, [-1, *before[1:]]))
         node.replace_all_uses_with(apart, delete_user_cb=lambda user, apart=apart: user is not apart)
+
+
+def _spell_out(graph: fx.Graph) -> None:
+    """Write operators that the exporter does not know by those that they are in evaluation."""
+    for node in graph.nodes:
+        if operators.name_of(node) == "rrelu":
+            lower, upper = operators.argument(node, 1, "lower", 1 / 8), operators.argument(node, 2, "upper", 1 / 3)
+            node.target, node.kwargs = torch.ops.aten.leaky_relu.default, {}
+            node.args = (node.args[0], (lower + upper) / 2)
 
 
 def _simplify(model: Any, weights: set[str]) -> None:
