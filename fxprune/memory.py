@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from fxprune.errors import ScoreError
 
 # Parameters of glibc's mallopt, from malloc.h, with their defaults.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -38,6 +41,22 @@ def used(device: torch.device) -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def check_memory(size: object) -> None:
+    """Refuse what is no size of a memory.
+
+    Raises:
+        ScoreError: it is neither None nor a number of at least 0.
+    """
+    if size is not None and not (isinstance(size, (int, float)) and 0 <= size < math.inf):
+        raise ScoreError(f"memory: expected a number of at least 0, or None, got {size!r}")
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory; torch has no class for it on the CPU."""
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in said)
 
 
 def release() -> None:

@@ -167,7 +167,10 @@ def _check_duplicates(
     from onnx import numpy_helper
 
     parts = {each for name in wanted for each in constants.needed(name)}
-    others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
+    try:
+        others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
+    except Exception as error:  # onnx's errors share no class
+        return Check("duplicates", False, f"a tensor cannot be read: {error}")
     found = decoded + Counter(_content(array) for array in others if array.nbytes >= _LARGE)
     own = Counter(map(_content, [*wanted.values(), *_state(pruned)]))
     most = {content: max(1, own[content] + (content not in decoded)) for content in found}

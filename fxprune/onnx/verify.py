@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.errors import VerificationError
-from fxprune.model import PrunedModel
+from fxprune.errors import ExportError, VerificationError
+from fxprune.model import PrunedModel, require_pruned
 from fxprune.onnx.checks import Check, check_format, check_source, check_weights, facts_of, weights_as_stored
 from fxprune.onnx.choices import check_choices
 from fxprune.onnx.encode import Values
@@ -100,8 +101,10 @@ def verify_onnx(
         seed: for random inputs.
 
     Raises:
-        ExportError: the file cannot be read at all.
+        ExportError: the file cannot be read at all, or there is nothing to hold it against.
     """
+    require_pruned(pruned, ExportError)
+    check_tolerance(tolerance)
     path = Path(path)
     model = read_model(path)
     facts = facts_of(model)
@@ -133,6 +136,16 @@ def verify_onnx(
         agreement=figures.agreement,
         nonzero=nonzero,
     )
+
+
+def check_tolerance(tolerance: object) -> None:
+    """Refuse what no difference can be within.
+
+    Raises:
+        ExportError: it is neither None nor a positive number.
+    """
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
+        raise ExportError(f"tolerance: expected a positive number, such as 1e-4, got {tolerance!r}")
 
 
 def _tolerance(pruned: PrunedModel) -> float:
