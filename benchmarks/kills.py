@@ -238,8 +238,17 @@ def differences(whole: Path, place: Path) -> Iterator[str]:
     for name in sorted(names[0] ^ names[1]):
         yield f"{name} is only {'there' if name in names[0] else 'here'}"
     for name in sorted(names[0] & names[1]):
-        if content(whole / name) != content(place / name):
-            yield f"{name} is another"
+        wanted, found = content(whole / name), content(place / name)
+        if wanted != found:
+            yield f"{name} is another" + _where(wanted, found)
+
+
+def _where(wanted: Any, found: Any) -> str:
+    """The first rows that are not the same."""
+    if not isinstance(wanted, list):
+        return ""
+    only = [[row for row in one if row not in other] for one, other in ((wanted, found), (found, wanted))]
+    return f": {len(found)} rows, wanted {len(wanted)}; {only[1][:1]}, wanted {only[0][:1]}"
 
 
 def _counts(file: Path) -> bool:

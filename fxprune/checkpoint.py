@@ -250,7 +250,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"format is not {_FORMAT!r}")
         return Manifest.from_json(values)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelSpecError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        ModelSpecError,
+    ) as error:
         raise CheckpointError(
             f"{path}: expected the manifest of a checkpoint, got {type(error).__name__}: {error}; "
             "it was damaged, or written by another version"

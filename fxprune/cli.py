@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -69,6 +70,10 @@ def main() -> None:
             out.quiet = distributed.rank() > 0
             with contextlib.nullcontext() if out.quiet else shown_on(err):
                 app()
+    except _Interrupted:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # libraries and their threads take seconds to go, and nothing is left to do
     except VerificationError as error:
         _fail(error, EXIT_CHECK_FAILED)
     except FxpruneError as error:
@@ -89,10 +94,14 @@ _GOES_ON = {
 }
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, on its way through what cleans up."""
+
+
 def _interrupted(*_: object) -> None:
     command = next((word for word in sys.argv[1:] if word in _GOES_ON), "")
     say(f"interrupted; what was saved before is whole; {_GOES_ON.get(command, 'the same command begins anew')}")
-    sys.exit(EXIT_INTERRUPTED)
+    raise _Interrupted
 
 
 def _fail(error: Exception | str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CaptureError
+from fxprune.memory import free
 
 _TOKENS = 8  # of a text that goes with another input
 _OBJECTS = 2  # boxes in each image of a detector's
@@ -65,8 +67,10 @@ def example(
 
     def drawn() -> Tensor:
         try:
+            if 4 * batch * math.prod(shape) > (free(torch.device("cpu")) or math.inf):
+                raise MemoryError
             return torch.randn(batch, *shape, generator=generator, device="cpu")
-        except (RuntimeError, TypeError) as error:  # sizes are positive: there is no other reason
+        except (RuntimeError, TypeError, MemoryError) as error:  # sizes are positive: there is no other reason
             sizes = "x".join(map(str, shape))
             raise CaptureError(
                 f"expected a sample that memory holds, got {sizes}; give a smaller shape"

@@ -53,6 +53,29 @@ def check_memory(size: object) -> None:
         raise ScoreError(f"memory: expected a number of at least 0, or None, got {size!r}")
 
 
+@contextlib.contextmanager
+def capped() -> Iterator[None]:
+    """Let allocations inside the block fail that the free memory does not hold.
+
+    Linux grants them otherwise, and kills a process once it uses them: a file with a forged size is to end in an
+    error. Does nothing where the system does not say what is free.
+    """
+    import resource
+
+    available = free(torch.device("cpu"))
+    if not available:
+        yield
+        return
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, held + available) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def exhausted(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory; torch has no class for it on the CPU."""
     said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")

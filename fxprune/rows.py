@@ -106,8 +106,8 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._made and not self.rows:
-            self.path.unlink(missing_ok=True)
+        if self._made and not self.path.stat().st_size:
+            self.path.unlink()
         self._file.close()
 
 

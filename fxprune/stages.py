@@ -19,7 +19,7 @@ from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.capture import capture
 from fxprune.channels import check_channels
-from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
+from fxprune.checkpoint import MANIFEST, annotate, load, read_manifest, read_training, require_free, save
 from fxprune.coupling import couple
 from fxprune.dead import cut_dead
 from fxprune.devices import find_device
@@ -461,10 +461,27 @@ def _open(folder: Path, model: ModelSpec | None) -> tuple[PrunedModel, tuple[int
     manifest = read_manifest(folder)
     if manifest.input_shape is None:
         raise CheckpointError(f"{folder} was saved from Python without an input shape; use fxprune.load there")
+    _check_notes(folder, manifest.notes)
     if model is not None and manifest.model is not None:
         recorded = manifest.model  # the name is the caller's word that its code may run
         model = replace(recorded, name=model.name)
     return load(folder, model), manifest.input_shape, dict(manifest.notes)
+
+
+def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    """Hold what the commands remember against what they write; a manifest may be damaged, or somebody's own."""
+    score, exported = notes.get("score", {}), notes.get("export", {"file": ""})
+    fits = {
+        "data": isinstance(notes.get("data", ""), (str, type(None))),
+        "score": isinstance(score, dict) and set(score) <= {"per_class", "score_batch"},
+        "training": isinstance(notes.get("training", []), list),
+        "export": isinstance(exported, dict) and isinstance(exported.get("file"), str),
+    }
+    for name in (name for name, holds in fits.items() if not holds):
+        raise CheckpointError(
+            f"{folder}: expected {name!r} among the notes as fxprune's commands write it, got {notes[name]!r}; "
+            f"the manifest was damaged: remove the note from {folder / MANIFEST}"
+        )
 
 
 def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def read_tables(
         raise error(
             f"{path}: expected {what} in TOML, got {reason.strerror or reason}; check the path"
         ) from reason
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as reason:
         raise error(f"{path}: expected {what} in TOML, got {reason}") from reason
     require_known(path, "tables", tables, known, error)
     for name, entries in known.items():

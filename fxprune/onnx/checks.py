@@ -43,7 +43,7 @@ def facts_of(model: ModelProto) -> dict[str, Any]:
     entries = {entry.key: entry.value for entry in model.metadata_props}
     try:
         facts = json.loads(entries.get(METADATA, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 

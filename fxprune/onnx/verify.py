@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import ExportError, VerificationError
+from fxprune.memory import capped
 from fxprune.model import PrunedModel, require_pruned
 from fxprune.onnx.checks import Check, check_format, check_source, check_weights, facts_of, weights_as_stored
 from fxprune.onnx.choices import check_choices
@@ -74,6 +75,7 @@ class Verification:
         return {"checks": [asdict(check) for check in self.checks], "bytes": self.bytes, **self.summary()}
 
 
+@capped()
 def verify_onnx(
     path: str | os.PathLike[str],
     pruned: PrunedModel,
@@ -86,7 +88,8 @@ def verify_onnx(
     """Check a file: it is valid ONNX, its weights are the masked ones, and ONNX Runtime computes the same.
 
     Weights are decoded by ONNX Runtime, each by itself and without optimisations, and held against the
-    model's bit by bit. Outputs are compared with optimisations and without.
+    model's bit by bit. Outputs are compared with optimisations and without. What a file asks for beyond the free
+    memory is not granted: a forged size fails a check.
 
     Args:
         path: the file.
