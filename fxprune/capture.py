@@ -49,8 +49,7 @@ def capture(
     Raises:
         CaptureError: neither the model nor any part of it can be exported; the message quotes torch's reason.
     """
-    if not isinstance(module, nn.Module):
-        raise CaptureError(f"expected a torch.nn.Module to capture, got {type(module).__name__}")
+    require_module(module)
     _require_initialised(module)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     inputs = bind(inspect.signature(module.forward), args, dict(kwargs or {}))
@@ -75,6 +74,14 @@ def _capture_whole(module: nn.Module, inputs: Any, shapes: Any) -> CapturedModel
     if not all(program.dynamic_batch for program in programs.values()):
         logger.warning("the batch size is fixed at %d: the model's own code depends on it", batch)
     return CapturedModel(region)
+
+
+def require_module(module: object) -> None:
+    """Raise `CaptureError` for what is no module, such as its class or its name."""
+    if not isinstance(module, nn.Module):
+        raise CaptureError(
+            f"expected a torch.nn.Module to capture, got {module!r}; make one, or fxprune.zoo.build one by name"
+        )
 
 
 def _require_initialised(module: nn.Module) -> None:

@@ -79,7 +79,7 @@ def check_channels(
         raise ShrinkError(f"floor: expected a share of the units in [0, 1], got {floor!r}")
     if not isinstance(round_to, int) or round_to < 1:
         raise ShrinkError(f"round_to: expected a positive integer, got {round_to!r}")
-    return Budget.parse(budget) if isinstance(budget, str) else budget
+    return budget if isinstance(budget, Budget) else Budget.parse(str(budget))
 
 
 def choose(

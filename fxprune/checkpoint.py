@@ -25,7 +25,8 @@ from fxprune.capture import capture
 from fxprune.errors import CheckpointError, ModelSpecError, ShrinkError
 from fxprune.examples import example
 from fxprune.files import readable, replacing, synced
-from fxprune.model import PrunedModel, PruneRecord
+from fxprune.lock import sole_writer
+from fxprune.model import PrunedModel, PruneRecord, require_pruned
 from fxprune.progress import working
 from fxprune.rewrite import mask_name
 from fxprune.shrink import without
@@ -97,7 +98,7 @@ class Manifest:
         if training is not None and not (len(training) == 2 and _names_tensors(training[0], "training")):
             raise ValueError(f"training must name a file of the folder and its digest, got {training!r}")
         shape = values["input_shape"]
-        if shape is not None and not all(isinstance(size, int) and size > 0 for size in shape):
+        if shape is not None and not _is_shape(shape):
             raise ValueError(f"input_shape: expected positive integers, got {shape}")
         return cls(
             None if values["model"] is None else ModelSpec.from_json(values["model"]),
@@ -112,6 +113,10 @@ class Manifest:
         )
 
 
+def _is_shape(shape: object) -> bool:
+    return isinstance(shape, (tuple, list)) and all(isinstance(size, int) and size > 0 for size in shape)
+
+
 def _names_tensors(name: object, kind: str) -> bool:
     """Whether this is the name of a file of the folder, and of nothing else."""
     return isinstance(name, str) and name.startswith(kind) and _TENSORS.fullmatch(name) is not None
@@ -123,8 +128,6 @@ def require_free(folder: Path, *, force: bool = False) -> None:
     Raises:
         CheckpointError: see above.
     """
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder}: expected a folder or nothing, got a file; choose another output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / MANIFEST).is_file():
@@ -158,16 +161,32 @@ def save(
         training: what `fxprune.training.fit` needs to go on from here, if training is not over.
 
     Raises:
-        CheckpointError: the folder holds something else, or cannot be written.
+        CheckpointError: the folder holds something else, or cannot be written, or another process writes to it, or
+            what is to be saved is not of the types above.
     """
+    require_pruned(pruned, CheckpointError)
     folder = Path(folder)
-    require_free(folder, force=True)
+    if input_shape is not None and not _is_shape(input_shape):
+        raise CheckpointError(f"input_shape: expected positive integers, such as (3, 32, 32), got {input_shape!r}")
     try:
         json.dumps(dict(notes or {}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"notes: expected JSON values, got what is none: {error}") from error
+    # two that write in turns would each remove the other's tensors
+    with sole_writer(folder):
+        require_free(folder, force=True)
+        _save(pruned, folder, model, input_shape, dict(notes or {}), training)
+
+
+def _save(
+    pruned: PrunedModel,
+    folder: Path,
+    model: ModelSpec | None,
+    input_shape: tuple[int, ...] | None,
+    notes: dict[str, Any],
+    training: TrainingState | None,
+) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # named by content: until the last step the manifest that stands names the old files
         weights = _write_tensors(folder, "weights", _unshared(pruned.state_dict()))
         state = None
@@ -182,7 +201,7 @@ def save(
             dict(pruned.weights.skipped),
             *weights,
             state,
-            dict(notes or {}),
+            notes,
         )
         _write_manifest(folder, manifest)
         for old in folder.iterdir():
@@ -218,15 +237,28 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         CheckpointError: the folder holds no checkpoint, or one that cannot be read.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        got = f"a folder without {MANIFEST}" if Path(folder).is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: expected a checkpoint of fxprune, got {got}")
     try:
-        values = json.loads(path.read_text())
+        content = path.read_bytes()
+    except OSError as error:
+        lacking = isinstance(error, FileNotFoundError) and Path(folder).is_dir()
+        got = f"a folder without {MANIFEST}" if lacking else f"{error.strerror or error}"
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of fxprune, got {got}; fxprune prune makes one"
+        ) from error
+    try:
+        values = json.loads(content)
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"format is not {_FORMAT!r}")
         return Manifest.from_json(values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelSpecError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        ModelSpecError,
+    ) as error:
         raise CheckpointError(
             f"{path}: expected the manifest of a checkpoint, got {type(error).__name__}: {error}; "
             "it was damaged, or written by another version"
@@ -239,8 +271,10 @@ def annotate(folder: str | os.PathLike[str], **notes: Any) -> None:
     Raises:
         CheckpointError: the folder holds no checkpoint, or cannot be written.
     """
-    manifest = read_manifest(folder)
-    _write_manifest(Path(folder), replace(manifest, notes={**manifest.notes, **notes}))
+    read_manifest(folder)  # before a lock, which would make a folder
+    with sole_writer(Path(folder)):
+        manifest = read_manifest(folder)
+        _write_manifest(Path(folder), replace(manifest, notes={**manifest.notes, **notes}))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -273,6 +307,10 @@ def load(
         CheckpointError: the checkpoint is damaged, or does not fit the model, or the model or example
             inputs have to be given.
     """
+    if not isinstance(model, (nn.Module, ModelSpec, type(None))):
+        raise CheckpointError(
+            f"model: expected a module or a fxprune.ModelSpec, got {model!r}; fxprune.ModelSpec(name) makes one"
+        )
     folder = Path(folder)
     manifest = read_manifest(folder)
     state = _read_tensors(folder / manifest.weights_file, manifest.sha256)

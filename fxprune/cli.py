@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shlex
 import signal
 import sys
 import warnings
@@ -58,6 +60,7 @@ VerifyData = Annotated[
 def main() -> None:
     """Entry point; exit codes: 0 done, 1 a check of the exported file failed, 2 bad input, 130 interrupted."""
     from fxprune import distributed
+    from fxprune.memory import exhausted
     from fxprune.progress import shown_on
 
     warnings.simplefilter("ignore")  # torch's own; ours go through logging
@@ -67,18 +70,41 @@ def main() -> None:
             out.quiet = distributed.rank() > 0
             with contextlib.nullcontext() if out.quiet else shown_on(err):
                 app()
+    except _Interrupted:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)  # libraries and their threads take seconds to go, and nothing is left to do
     except VerificationError as error:
         _fail(error, EXIT_CHECK_FAILED)
     except FxpruneError as error:
         _fail(error, EXIT_BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        _fail(f"memory ran out ({reason}); give smaller inputs, smaller batches, or --memory 0", EXIT_BAD_INPUT)
+
+
+# what can be said of a command that was interrupted; the others begin anew
+_GOES_ON = {
+    "train": "the same command goes on after the last whole epoch",
+    "run": "the same command goes on after the last whole epoch",
+    "study": "the same command goes on where it was",
+    "compat": "the same command with --resume goes on where it was",
+}
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, on its way through what cleans up."""
 
 
 def _interrupted(*_: object) -> None:
-    say("interrupted; what was saved before is whole")
-    sys.exit(EXIT_INTERRUPTED)
+    command = next((word for word in sys.argv[1:] if word in _GOES_ON), "")
+    say(f"interrupted; what was saved before is whole; {_GOES_ON.get(command, 'the same command begins anew')}")
+    raise _Interrupted
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
@@ -222,8 +248,8 @@ def prune(
         device=device,
     )
     _print_report(report(prune_stage(job, output, force=force)), as_json)
-    again = f" --model {model}" if runs_user_code(spec) else ""
-    say(f"saved in {output}; next: fxprune train {output}{again}")
+    again = ["--model", model] if runs_user_code(spec) else []
+    say(f"saved in {output}; next: {_command('train', output, *again)}")
 
 
 @app.command()
@@ -339,7 +365,8 @@ def train(
     history = train_stage(folder, config, callbacks, data=data, model=_named(model), fresh=fresh)
     if as_json:
         print_json([epoch.to_json() for epoch in history])
-    say(f"saved in {folder}; next: fxprune export {folder}" + (f" --model {model}" if model else ""))
+    again = ["--model", model] if model else []
+    say(f"saved in {folder}; next: {_command('export', folder, *again)}")
 
 
 @app.command()
@@ -517,6 +544,11 @@ def study(
 
     for line in conduct(name, setting, output, network or [], jobs=jobs, measure=not pages):
         say(line)
+
+
+def _command(*arguments: str | Path) -> str:
+    """What to type next."""
+    return shlex.join(["fxprune", *map(str, arguments)])
 
 
 def _print_report(statistics: Any, as_json: bool) -> None:

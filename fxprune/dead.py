@@ -26,7 +26,7 @@ from fxprune.analysis.effective import effective
 from fxprune.coupling import Coupling, couple
 from fxprune.coupling.flow import Flow
 from fxprune.errors import ShrinkError
-from fxprune.model import PrunedModel, Whole
+from fxprune.model import PrunedModel, Whole, require_pruned
 from fxprune.operators import argument
 from fxprune.program import attribute, state_reads
 from fxprune.proof import ROUNDED, compare, without_chance
@@ -54,6 +54,7 @@ def cut_dead(pruned: PrunedModel) -> PrunedModel:
     Raises:
         ShrinkError: channels of it were cut before, or its masks have a pattern, which fewer inputs would break.
     """
+    require_pruned(pruned, ShrinkError)
     record = pruned.record
     if record is not None and (record.removed or record.pattern):
         got = f"a pattern of {record.pattern}" if record.pattern else "a model whose channels were cut"

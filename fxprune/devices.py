@@ -24,6 +24,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(f"device: expected cpu, cuda, cuda:N or auto, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"device: expected cpu, cuda, cuda:N or auto, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device: cuda was asked for, and torch sees no CUDA device here; use cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -4,6 +4,28 @@ Messages say what was expected, what was got and what to do about it. A mistake 
 surfaces as one of these and never as a traceback from inside torch.
 """
 
+__all__ = [
+    "CaptureError",
+    "CheckpointError",
+    "CompatError",
+    "DataError",
+    "ExportError",
+    "FxpruneError",
+    "MaskError",
+    "ModelSpecError",
+    "RecipeError",
+    "ReportError",
+    "ResultsError",
+    "ResumeError",
+    "ScoreError",
+    "ShrinkError",
+    "StudyError",
+    "TopologyError",
+    "TrainError",
+    "VerificationError",
+    "WeightError",
+]
+
 
 class FxpruneError(Exception):
     """Base of everything that fxprune raises on purpose."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+from fxprune.memory import free
 
 _TOKENS = 8  # of a text that goes with another input
 _OBJECTS = 2  # boxes in each image of a detector's
@@ -54,12 +58,23 @@ def example(
         batch: number of samples.
         seed: other seeds give other inputs.
         device: ``"meta"`` for inputs without values.
+
+    Raises:
+        CaptureError: they do not fit into memory.
     """
     generator = torch.Generator().manual_seed(seed)
     kind = type(module).__module__
 
     def drawn() -> Tensor:
-        return torch.randn(batch, *shape, generator=generator, device="cpu")
+        try:
+            if 4 * batch * math.prod(shape) > (free(torch.device("cpu")) or math.inf):
+                raise MemoryError
+            return torch.randn(batch, *shape, generator=generator, device="cpu")
+        except (RuntimeError, TypeError, MemoryError) as error:  # sizes are positive: there is no other reason
+            sizes = "x".join(map(str, shape))
+            raise CaptureError(
+                f"expected a sample that memory holds, got {sizes}; give a smaller shape"
+            ) from error
 
     args: tuple[Any, ...] = (drawn(),)
     kwargs: dict[str, Any] = {}

@@ -117,7 +117,7 @@ def schedule(sparsity: float, rounds: int, kind: Schedule = "exponential") -> li
     """
     check_sparsity(sparsity)
     if not isinstance(rounds, int) or rounds < 1:
-        raise MaskError(f"rounds: expected at least 1, got {rounds!r}")
+        raise MaskError(f"rounds: expected an integer of at least 1, got {rounds!r}")
     if kind not in get_args(Schedule):
         raise MaskError(f"schedule: expected one of {', '.join(get_args(Schedule))}, got {kind!r}")
     steps = [i / rounds for i in range(1, rounds)]

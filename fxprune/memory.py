@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from fxprune.errors import ScoreError
 
 # Parameters of glibc's mallopt, from malloc.h, with their defaults.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -38,6 +41,45 @@ def used(device: torch.device) -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def check_memory(size: object) -> None:
+    """Refuse what is no size of a memory.
+
+    Raises:
+        ScoreError: it is neither None nor a number of at least 0.
+    """
+    if size is not None and not (isinstance(size, (int, float)) and 0 <= size < math.inf):
+        raise ScoreError(f"memory: expected a number of at least 0, or None, got {size!r}")
+
+
+@contextlib.contextmanager
+def capped() -> Iterator[None]:
+    """Let allocations inside the block fail that the free memory does not hold.
+
+    Linux grants them otherwise, and kills a process once it uses them: a file with a forged size is to end in an
+    error. Does nothing where the system does not say what is free.
+    """
+    import resource
+
+    available = free(torch.device("cpu"))
+    if not available:
+        yield
+        return
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, held + available) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory; torch has no class for it on the CPU."""
+    said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in said)
 
 
 def release() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import WeightError
+from fxprune.errors import FxpruneError, WeightError
 from fxprune.live import LiveChange
 from fxprune.masks import Masks
 from fxprune.program import operand_value
@@ -121,6 +121,14 @@ _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("rounds", "seed", "live"), int),
     **dict.fromkeys(("sanity", "budget", "pattern"), (str, type(None))),
 }
+
+
+def require_pruned(model: object, error: type[FxpruneError]) -> None:
+    """Raise `error` for what is no `PrunedModel`."""
+    if not isinstance(model, PrunedModel):
+        raise error(
+            f"expected a pruned model, as fxprune.prune returns it, got {type(model).__name__}; prune it first"
+        )
 
 
 class PrunedModel(nn.Module):

@@ -121,7 +121,7 @@ def check_pattern(
         )
     if pattern is None:
         return None
-    found = pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
+    found = pattern if isinstance(pattern, Pattern) else Pattern.parse(str(pattern))
     if rounds != 1:
         raise MaskError(f"pattern {found}: expected one round, got {rounds}; a pattern has no way there")
     if sanity == "shuffle":

@@ -16,16 +16,16 @@ from torch.utils import _pytree as pytree
 from fxprune import criteria, distributed
 from fxprune.analysis.connectivity import cut_off
 from fxprune.batches import check_batch, replayable
-from fxprune.capture import capture
+from fxprune.capture import capture, require_module
 from fxprune.channels import Among, Budget, Normalise, check_channels, check_included, choose
 from fxprune.coupling import couple
 from fxprune.criteria.registry import Criterion, Score
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, ScoreError
 from fxprune.latency import within_latency
 from fxprune.loss import Loss, classification
 from fxprune.masks import Cut, Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
-from fxprune.memory import kept_by_the_allocator
+from fxprune.memory import check_memory, kept_by_the_allocator
 from fxprune.model import PrunedModel, PruneRecord, Whole
 from fxprune.pattern import Pattern, check_pattern
 from fxprune.progress import working
@@ -34,6 +34,7 @@ from fxprune.regions import CapturedModel
 from fxprune.saliency import Saliency
 from fxprune.sanity import Sanity, check_sanity, invert, reinitialise, shuffle
 from fxprune.scoring import Batch, Scoring, differentiating, on_device, prepare, repeatable
+from fxprune.seeds import check_seed
 from fxprune.shrink import removed, shrink
 from fxprune.weights import find_weights
 
@@ -117,6 +118,7 @@ def prune(
             different models.
         MaskError: sparsity, pattern, ranking or floor is out of range.
     """
+    _check_common(seed, memory, loss_fn)
     pattern = check_pattern(pattern, sparsity, rounds, sanity)
     check_cut(sparsity or 0.0, ranking, floor)
     check_sanity(sanity)
@@ -223,6 +225,7 @@ def prune_channels(
         ShrinkError: the budget cannot be met, or none of what is included can lose a channel; says what can.
         CaptureError, WeightError, DataError, ScoreError: as of `prune`.
     """
+    _check_common(seed, memory, loss_fn)
     budget = check_channels(budget, normalise, floor, round_to, ranking)
     chosen = criteria.get(criterion)
     batches, first, captured = _begin(model, example_inputs, example_kwargs, data, seed)
@@ -274,6 +277,17 @@ def prune_channels(
     return PrunedModel(shrunk, left, masks, record)
 
 
+def _check_common(seed: object, memory: object, loss_fn: object) -> None:
+    check_seed(seed)
+    check_memory(memory)
+    if not (loss_fn is None or callable(loss_fn)):
+        raise ScoreError(f"loss_fn: expected a function of output and targets, got {loss_fn!r}")
+
+
+def _host(model: nn.Module | CapturedModel) -> nn.Module:
+    return model.host if isinstance(model, CapturedModel) else model
+
+
 def _begin(
     model: nn.Module | CapturedModel,
     example_inputs: Tensor | tuple[Any, ...] | None,
@@ -282,7 +296,13 @@ def _begin(
     seed: int,
 ) -> tuple[Iterable[Batch] | None, Any, CapturedModel]:
     """The batches, the inputs of the first, and the captured model."""
-    distributed.require_equal((model.host if isinstance(model, CapturedModel) else model).parameters())
+    if not isinstance(model, CapturedModel):
+        require_module(model)
+    if any(parameter.is_meta for parameter in _host(model).parameters()):
+        raise CaptureError(
+            "expected a model with values, got one on the device meta; use to_empty and load a state"
+        )
+    distributed.require_equal(_host(model).parameters())
     batches = None if data is None else replayable(data)
     with repeatable(seed, batches):
         first = _first_inputs(batches)

@@ -17,6 +17,7 @@ from fxprune.checkpoint import MANIFEST, annotate, load, read_manifest, require_
 from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, RecipeError
 from fxprune.files import replacing
+from fxprune.lock import sole_writer
 from fxprune.onnx.verify import Verification
 from fxprune.report import CompressionReport
 from fxprune.stages import (
@@ -40,6 +41,9 @@ _TABLES = {
     "topology": None,
     "run": ("dense_baseline", "output"),
 }
+
+
+_TYPES = (("model", "name", str), ("data", "name", str), ("run", "output", str), ("run", "dense_baseline", bool))
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ class Recipe:
                 f"{path}: [prune] lacks 'sparsity', or a 'budget' for channels, or a 'granularity' such as \"2:4\""
             )
         _check_types(path, tables["prune"])
+        for table, name, kind in _TYPES:
+            if not isinstance(tables[table].get(name, kind()), kind):
+                wanted = {str: "text", bool: "true or false"}[kind]
+                raise RecipeError(f"{path}: {name} in [{table}]: expected {wanted}, got {tables[table][name]!r}")
         prune_settings: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in tables["prune"].items()
         }
@@ -156,9 +164,15 @@ def run(
         force: begin anew, and replace a checkpoint that stands in the output folder.
         say: called with a line when something begins or ends.
     """
+    if recipe.job.data is None:
+        raise RecipeError("a recipe needs [data] with a name, to train on; add it")
+    with sole_writer(recipe.output):
+        return _run(recipe, force, say)
+
+
+def _run(recipe: Recipe, force: bool, say: Callable[[str], None]) -> RunResult:
     folder, job = recipe.output, recipe.job
-    if job.data is None:
-        raise RecipeError("a recipe needs [data] with a name, to train on")
+    assert job.data is not None
     pruned = None
     if not force and _interrupted(recipe):
         say(f"going on in {folder}, which holds a run of this recipe that was interrupted")

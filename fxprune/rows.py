@@ -6,11 +6,12 @@ costs at most what was being worked on. A row that was cut off in the middle is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,10 +26,20 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What rows hold: whose they are, for messages, and the keys that all of them have, beside the time ``at``."""
+    """What rows hold.
+
+    Attributes:
+        name: whose they are, for messages.
+        keys: what all of them have, beside the time ``at``, with the types of the values.
+    """
 
     name: str
-    keys: frozenset[str]
+    keys: Mapping[str, type | tuple[type, ...]]
+
+    def is_row(self, value: object) -> bool:
+        """Whether a JSON value is one."""
+        keys = {**self.keys, "at": str}
+        return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in keys.items())
 
 
 class RowFile:
@@ -49,7 +60,8 @@ class RowFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = path.open("a+b")
+            self._made = not path.exists()
+            self._file: IO[bytes] = path.open("a+b", buffering=0)  # no row is left behind in a buffer
         except OSError as error:
             raise ResultsError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
         try:
@@ -63,16 +75,29 @@ class RowFile:
             self.rows = read_rows([path], kind)
             if self.rows and not resume:
                 raise ResultsError(f"{path} has {len(self.rows)} rows; --resume goes on with it")
+            self._file.truncate(_whole(path.read_bytes()))
         except ResultsError:
             self._file.close()
             raise
-        self._file.truncate(_whole(path.read_bytes()))
 
     def append(self, row: Row) -> None:
-        """Write a row, whole and on the disk before this returns."""
-        self._file.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a row, whole and on the disk before this returns.
+
+        Raises:
+            ResultsError: it cannot be written; the rows before it stay.
+        """
+        line = json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(line)
+            while left:  # a disk that is nearly full takes a part, and says so at the next one
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise ResultsError(
+                f"cannot write {self.path}: {error.strerror or error}; free some space, and go on where it was"
+            ) from error
         self.rows.append(row)
 
     def __enter__(self) -> RowFile:
@@ -81,6 +106,8 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._made and not self.path.stat().st_size:
+            self.path.unlink()
         self._file.close()
 
 
@@ -99,12 +126,30 @@ def read_rows(paths: Iterable[Path], kind: Kind) -> list[Row]:
         for number, line in enumerate(content[: _whole(content)].splitlines(), 1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ResultsError(f"{path}, line {number}: expected a row in JSON, got {error}") from error
-            if not isinstance(row, dict) or not {*kind.keys, "at"} <= set(row):
+            if not kind.is_row(row):
                 raise ResultsError(f"{path}, line {number}: expected a row of {kind.name}, got {line[:80]!r}")
             rows.append(row)
+        torn = content[_whole(content) :]
+        if not b'{"'.startswith(torn[:2]):  # the only line of something else is not to be dropped
+            raise ResultsError(f"{path}: expected rows of {kind.name}, got {torn[:80]!r}; choose another file")
     return sorted(rows, key=lambda row: row["at"])
+
+
+@contextlib.contextmanager
+def reading(kind: Kind) -> Iterator[None]:
+    """What goes wrong in the block goes wrong for what rows say beyond their keys, whose types nobody checks.
+
+    Raises:
+        ResultsError: something does.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ResultsError(
+            f"expected rows as {kind.name} writes them, got some that are damaged or of another version: {error!r}"
+        ) from error
 
 
 def _whole(content: bytes) -> int:

@@ -149,12 +149,17 @@ class Scoring:
         """The loss of an output.
 
         Raises:
-            ScoreError: the loss is not one number.
+            ScoreError: the loss is not one number, or one that no gradient leads back from.
         """
         loss = self.loss_fn(output, targets)
         if not isinstance(loss, Tensor) or loss.dim() > 0:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ScoreError(f"loss_fn: expected one number, the mean over the samples, got {got}")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ScoreError(
+                "loss_fn: expected a loss with a gradient, got one that was detached from the model's output; "
+                "compute it from the output by differentiable operations"
+            )
         return loss
 
 

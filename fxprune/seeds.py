@@ -10,6 +10,18 @@ import hashlib
 
 import torch
 
+from fxprune.errors import ScoreError
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what torch takes for no seed.
+
+    Raises:
+        ScoreError: it is no integer of 64 bits.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise ScoreError(f"seed: expected an integer of 64 bits, got {seed!r}; use a smaller one, such as 0")
+
 
 def derived(seed: int, purpose: str) -> int:
     """A seed for one purpose, below 2**56, the same for the same seed."""

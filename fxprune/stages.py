@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from fxprune.analysis.flow import GradientNorms, gradient_norms
 from fxprune.batches import score_batches
 from fxprune.capture import capture
 from fxprune.channels import check_channels
-from fxprune.checkpoint import annotate, load, read_manifest, read_training, require_free, save
+from fxprune.checkpoint import MANIFEST, annotate, load, read_manifest, read_training, require_free, save
 from fxprune.coupling import couple
 from fxprune.dead import cut_dead
 from fxprune.devices import find_device
 from fxprune.errors import CheckpointError, DataError, MaskError, ResumeError
 from fxprune.examples import example
+from fxprune.lock import sole_writer
 from fxprune.loss import classification
 from fxprune.masks import check_cut
 from fxprune.masks import schedule as sparsities
+from fxprune.memory import check_memory
 from fxprune.model import PrunedModel
 from fxprune.onnx.verify import Verification
 from fxprune.pattern import check_pattern
@@ -35,7 +37,9 @@ from fxprune.pipeline import DEFAULT_FLOOR, prune, prune_channels
 from fxprune.regions import CapturedModel
 from fxprune.report import CompressionReport, report
 from fxprune.report.page import require_writable, write_page
+from fxprune.sampling import check_positive
 from fxprune.sanity import check_sanity
+from fxprune.seeds import check_seed
 from fxprune.training import Callback, Epoch, Run, TrainConfig, TrainingState, fit
 from fxprune.weights import find_weights
 from fxprune.zoo import ModelSpec
@@ -116,8 +120,24 @@ class PruneJob:
         check_cut(self.sparsity or 0.0, self.ranking, self.floor)
         sparsities(self.sparsity or 0.0, self.rounds, self.schedule)  # type: ignore[arg-type]  # checked there
         check_sanity(self.sanity)
+        self._check_other_granularities()
+        check_seed(self.seed)
+        check_memory(self.memory)
+        check_positive(per_class=self.per_class, score_batch=self.score_batch)
         criteria.get(self.criterion)
         classification(self.temperature)
+
+    def _check_other_granularities(self) -> None:
+        """What only another granularity has is not left out in silence."""
+        defaults = {field.name: field.default for field in fields(self)}
+        others = ("rounds", "schedule", "sanity") if self.wide else ("normalise", "round_to")
+        for name in others:
+            if getattr(self, name) != defaults[name]:
+                wanted = "weight" if self.wide else "channel"
+                raise MaskError(
+                    f"{name}: expected with granularity {wanted} only, got {getattr(self, name)!r} with "
+                    f"granularity {self.granularity}; leave it out"
+                )
 
     @property
     def wide(self) -> bool:
@@ -148,7 +168,12 @@ def prune_stage(
     job: PruneJob, folder: Path, *, force: bool = False, notes: Mapping[str, Any] | None = None
 ) -> PrunedModel:
     """Build the model, prune it at its initialisation, and save it in `folder`, with notes of the caller's."""
-    require_free(folder, force=force)
+    with sole_writer(folder):
+        require_free(folder, force=force)
+        return _prune(job, folder, notes or {})
+
+
+def _prune(job: PruneJob, folder: Path, notes: Mapping[str, Any]) -> PrunedModel:
     spec = job.spec
     torch.manual_seed(job.seed)
     module, shape = zoo.build(spec)
@@ -159,7 +184,7 @@ def prune_stage(
     start = prune_channels if job.wide else prune
     pruned = start(module, made.args, _score_data(job, shape), example_kwargs=made.kwargs, **settings).cpu()
     score = {"per_class": job.per_class, "score_batch": job.score_batch}
-    notes = {**(notes or {}), "data": job.data, "score": score, "training": []}
+    notes = {**notes, "data": job.data, "score": score, "training": []}
     if distributed.rank() == 0:
         save(pruned, folder, model=spec, input_shape=shape, notes=notes)
         for stale in (ONNX_FILE, RESULTS_FILE, REPORT_FILE):  # of the checkpoint that stood here before
@@ -212,17 +237,18 @@ def shrink_stage(
     """
     if output.resolve() == folder.resolve():
         raise CheckpointError(f"{output}: expected another folder than that of the checkpoint, got the same")
-    require_free(output, force=force)
     if read_training(folder) is not None:
         raise CheckpointError(
             f"{folder} is in the middle of a training, whose state is of the present sizes; end it first, or "
             "begin anew with fxprune train --fresh"
         )
-    pruned, shape, notes = _open(folder, model)
-    shrunk = cut_dead(pruned)
-    notes.pop("export", None)  # the file is of the wider network
-    save(shrunk, output, model=read_manifest(folder).model, input_shape=shape, notes=notes)
-    return shrunk
+    with sole_writer(output):
+        require_free(output, force=force)
+        pruned, shape, notes = _open(folder, model)
+        shrunk = cut_dead(pruned)
+        notes.pop("export", None)  # the file is of the wider network
+        save(shrunk, output, model=read_manifest(folder).model, input_shape=shape, notes=notes)
+        return shrunk
 
 
 def train_stage(
@@ -247,7 +273,19 @@ def train_stage(
         model: the model again, if it is the user's own code.
         fresh: train on from the present weights with a schedule of its own, even if a training was interrupted.
     """
-    state = None if fresh else read_training(folder)
+    read_manifest(folder)  # a folder that is not there is not to be made
+    with sole_writer(folder):
+        return _train(folder, config, callbacks, data, model, None if fresh else read_training(folder))
+
+
+def _train(
+    folder: Path,
+    config: TrainConfig,
+    callbacks: Sequence[Callback],
+    data: str | None,
+    model: ModelSpec | None,
+    state: TrainingState | None,
+) -> list[Epoch]:
     pruned, shape, notes = _open(folder, model)
     spec = _data_spec(folder, data, notes)
     config = replace(config, device=str(find_device(config.device)))
@@ -316,11 +354,13 @@ def export_stage(
     """
     from fxprune.onnx.export import export_onnx
 
-    pruned, shape, notes = _open(folder, model)
-    target = file or folder / ONNX_FILE
-    result = export_onnx(pruned, target, images=_images(shape, data, notes), **options)
-    annotate(folder, export={"file": str(target.resolve()), **result.to_json()})
-    return result
+    read_manifest(folder)
+    with sole_writer(folder):
+        pruned, shape, notes = _open(folder, model)
+        target = file or folder / ONNX_FILE
+        result = export_onnx(pruned, target, images=_images(shape, data, notes), **options)
+        annotate(folder, export={"file": str(target.resolve()), **result.to_json()})
+        return result
 
 
 def verify_stage(
@@ -421,10 +461,27 @@ def _open(folder: Path, model: ModelSpec | None) -> tuple[PrunedModel, tuple[int
     manifest = read_manifest(folder)
     if manifest.input_shape is None:
         raise CheckpointError(f"{folder} was saved from Python without an input shape; use fxprune.load there")
+    _check_notes(folder, manifest.notes)
     if model is not None and manifest.model is not None:
         recorded = manifest.model  # the name is the caller's word that its code may run
         model = replace(recorded, name=model.name)
     return load(folder, model), manifest.input_shape, dict(manifest.notes)
+
+
+def _check_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    """Hold what the commands remember against what they write; a manifest may be damaged, or somebody's own."""
+    score, exported = notes.get("score", {}), notes.get("export", {"file": ""})
+    fits = {
+        "data": isinstance(notes.get("data", ""), (str, type(None))),
+        "score": isinstance(score, dict) and set(score) <= {"per_class", "score_batch"},
+        "training": isinstance(notes.get("training", []), list),
+        "export": isinstance(exported, dict) and isinstance(exported.get("file"), str),
+    }
+    for name in (name for name, holds in fits.items() if not holds):
+        raise CheckpointError(
+            f"{folder}: expected {name!r} among the notes as fxprune's commands write it, got {notes[name]!r}; "
+            f"the manifest was damaged: remove the note from {folder / MANIFEST}"
+        )
 
 
 def _data_spec(folder: Path, given: str | None, notes: Mapping[str, Any]) -> str:

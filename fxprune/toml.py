@@ -32,10 +32,12 @@ def read_tables(
         error: the file cannot be read, or says something that no setting is for.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as reason:
-        raise error(f"{path}: expected {what} in TOML, got {reason.strerror or reason}") from reason
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
+        raise error(
+            f"{path}: expected {what} in TOML, got {reason.strerror or reason}; check the path"
+        ) from reason
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as reason:
         raise error(f"{path}: expected {what} in TOML, got {reason}") from reason
     require_known(path, "tables", tables, known, error)
     for name, entries in known.items():

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from fxprune import operators
-from fxprune.errors import WeightError
+from fxprune.errors import CaptureError, WeightError
 from fxprune.program import Program
 from fxprune.regions import MODES, CapturedModel, Mode, Region
 
@@ -93,7 +93,7 @@ class Weights:
         """
         include = (include,) if isinstance(include, str) else include
         exclude = (exclude,) if isinstance(exclude, str) else exclude
-        for glob in (*include, *exclude):
+        for glob in (*_globs("include", include), *_globs("exclude", exclude)):
             if not any(fnmatchcase(weight.name, glob) for weight in self):
                 skipped = [f"{name} ({why})" for name, why in self.skipped.items() if fnmatchcase(name, glob)]
                 hint = f"; it matches only what is skipped: {', '.join(skipped[:3])}" if skipped else ""
@@ -123,7 +123,12 @@ def find_weights(captured: CapturedModel) -> Weights:
 
     Raises:
         WeightError: the model has no prunable weight at all.
+        CaptureError: it is not captured.
     """
+    if not isinstance(captured, CapturedModel):
+        raise CaptureError(
+            f"expected a captured model, got {type(captured).__name__}; fxprune.capture makes one of a module"
+        )
     found: list[PrunableWeight] = []
     skipped: dict[str, str] = {}
     regions = captured.regions
@@ -151,9 +156,15 @@ def find_weights(captured: CapturedModel) -> Weights:
     if not found:
         raise WeightError(
             "the model has no prunable weight: no parameter reaches a convolution, a matrix product or a "
-            f"recurrent layer; skipped: {skipped}"
+            f"recurrent layer; skipped: {skipped or 'nothing, since it has no parameter at all'}"
         )
     return Weights(tuple(found), skipped)
+
+
+def _globs(name: str, value: object) -> Sequence[str]:
+    if not isinstance(value, Sequence) or not all(isinstance(glob, str) for glob in value):
+        raise WeightError(f"{name}: expected one glob of weight names, or several, got {value!r}")
+    return value
 
 
 def _shared(regions: Iterable[Region]) -> set[int]:

@@ -330,7 +330,7 @@ def test_an_uncapturable_model_says_why() -> None:
 
 
 def test_no_module() -> None:
-    with pytest.raises(CaptureError, match=r"expected a torch\.nn\.Module to capture, got function"):
+    with pytest.raises(CaptureError, match=r"expected a torch\.nn\.Module to capture, got <function"):
         capture(lambda x: x, (torch.randn(2, 6),))  # type: ignore[arg-type]
 
 

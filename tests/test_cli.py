@@ -315,7 +315,7 @@ def test_version_and_help(run) -> None:
         ({"--exclude": "nosuch*"}, "matches no prunable weight"),
         ({"--per-class": "1000"}, "1000"),
         ({"--device": "gpu"}, "expected cpu, cuda"),
-        ({"--rounds": "0"}, "rounds: expected at least 1"),
+        ({"--rounds": "0"}, "rounds: expected an integer of at least 1"),
         ({"--schedule": "cubic"}, "expected one of exponential, linear"),
         ({"--temperature": "0"}, "temperature: expected a positive number"),
     ],

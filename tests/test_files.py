@@ -83,6 +83,20 @@ def test_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    path, other = tmp_path / "net.onnx", tmp_path / ".net.onnx.notes.onnx"
+    leftover = tmp_path / ".net.onnx.abcdef12.onnx"
+    leftover.write_text("half")
+    other.write_text("of nobody's business")
+    with replacing(path) as first:
+        assert not leftover.exists()
+        with replacing(path) as second:
+            assert first.exists()
+            second.write_text("second")
+        first.write_text("first")
+    assert sorted(tmp_path.iterdir()) == [other, path]
+
+
 @pytest.mark.usefixtures("permissive")
 def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"

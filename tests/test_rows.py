@@ -14,7 +14,7 @@ from fxprune.errors import ResultsError
 from fxprune.rows import Kind, RowFile, read_rows
 
 ROOT = Path(__file__).parent.parent
-ROWS = Kind("a test", frozenset({"model"}))
+ROWS = Kind("a test", {"model": str})
 
 
 def row_of(model: str, at: str = "1") -> dict[str, Any]:

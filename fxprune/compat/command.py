@@ -64,13 +64,14 @@ def compat_run(
     seed: Seed = 0,
 ) -> None:
     """Try models one by one, each in a process of its own, and write down how far each gets."""
-    from fxprune.compat.plan import memory_limit, plan, select, threads
+    from fxprune.compat.plan import check_options, memory_limit, plan, select, threads
     from fxprune.compat.results import ROWS, Tally
     from fxprune.compat.runner import Limits, known_models, run
     from fxprune.compat.stages import examine
     from fxprune.progress import track
     from fxprune.rows import RowFile
 
+    check_options(library=library, stage=stage, shard=shard)
     limits = Limits(timeout, memory_limit(memory, jobs))
     with RowFile(output, ROWS, resume=resume or failed) as results:
         tasks = plan(
@@ -111,10 +112,10 @@ def compat_table(
     from fxprune.rows import read_rows
 
     found = table.entries(read_rows(results, ROWS))
-    out.print(table.summary(found), highlight=False, soft_wrap=True)
     if html:
         table.write(html, table.html(found))
     if markdown:
         table.write(markdown, table.markdown(found))
     if readme:
         table.update(readme, found)
+    out.print(table.summary(found), highlight=False, soft_wrap=True)

@@ -8,12 +8,25 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fxprune.compat.child import GIB, STAGES, Stage, Task
-from fxprune.compat.results import key, latest, versions
+from fxprune.compat.results import ROWS, key, latest, versions
 from fxprune.errors import CompatError
-from fxprune.rows import Row
+from fxprune.rows import Row, reading
 from fxprune.zoo import LIBRARIES, matches
 
 _MEMORY_SHARE = 0.8  # of what is free; the rest is for the system, and for what grows between two looks
+
+
+def check_options(*, library: str | None = None, stage: str = STAGES[0], shard: str = "1/1") -> None:
+    """Tell mistakes before a file is made and the libraries are asked for their models.
+
+    Raises:
+        CompatError: library, stage or shard mean nothing.
+    """
+    if library is not None and library not in LIBRARIES:
+        raise CompatError(f"library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
+    if stage not in STAGES:
+        raise CompatError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+    _shard(shard)
 
 
 def select(
@@ -30,8 +43,7 @@ def select(
     Raises:
         CompatError: a pattern matches nothing, or library or shard mean nothing.
     """
-    if library is not None and library not in LIBRARIES:
-        raise CompatError(f"library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
+    check_options(library=library, shard=shard)
     offered = [name for name in known if library in (None, name.partition(":")[0])]
     exact, names = frozenset(offered), dict[str, None]()
     for pattern in patterns or ["*"]:
@@ -51,6 +63,7 @@ def _shard(text: str) -> tuple[int, int]:
     return index, count
 
 
+@reading(ROWS)
 def plan(
     names: Iterable[str],
     stage: str,
@@ -79,9 +92,8 @@ def plan(
     Raises:
         CompatError: there is no such stage.
     """
-    if stage not in STAGES:
-        raise CompatError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-    chosen: Stage = stage
+    check_options(stage=stage)
+    chosen: Stage = stage  # type: ignore[assignment]  # checked
     if failed:
         last = latest(rows)
         names = [n for n in names if not last.get((n, stage), {"ok": True})["ok"]]

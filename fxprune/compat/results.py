@@ -10,7 +10,7 @@ from typing import Any
 
 from fxprune.rows import Kind, Row, own_version
 
-ROWS = Kind("`fxprune compat`", frozenset({"model", "stage", "ok", "versions"}))
+ROWS = Kind("`fxprune compat`", {"model": str, "stage": str, "ok": bool, "versions": dict})
 
 # What decides over the result of a stage, beside fxprune and the library that the model is from.
 _DISTRIBUTIONS = {

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.compat.child import PATHS, STAGES
+from fxprune.compat.results import ROWS
 from fxprune.errors import CompatError
 from fxprune.files import replacing
-from fxprune.rows import Row
+from fxprune.rows import Row, reading
 from fxprune.zoo import LIBRARIES
 
 PASSED, FAILED, TOO_LARGE = "passed", "failed", "too large"
@@ -76,11 +77,15 @@ class Rate:
         return f"{self.passed:,} of {self.tried:,}{share}{extra}"
 
 
+@reading(ROWS)
 def entries(rows: Iterable[Row]) -> list[Entry]:
     """One entry a model, in the order of the libraries and then of the names.
 
     Args:
         rows: from the oldest to the latest, as `read_rows` gives them.
+
+    Raises:
+        ResultsError: they do not say what `fxprune compat` writes.
     """
     last: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -145,6 +150,7 @@ def rates(found: Sequence[Entry]) -> list[Rate]:
     return result
 
 
+@reading(ROWS)
 def summary(found: Sequence[Entry]) -> str:
     """The pass rates, as a Markdown table."""
     cells = {(rate.library, rate.stage): str(rate) for rate in rates(found)}
@@ -153,6 +159,7 @@ def summary(found: Sequence[Entry]) -> str:
     return _table(("", *STAGES), rows)
 
 
+@reading(ROWS)
 def markdown(found: Sequence[Entry]) -> str:
     """Pass rates, versions, failures with their reasons, and all models."""
     parts = ["# Compatibility", summary(found), _versions(found)]
@@ -215,6 +222,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{min(rounded, 99.9) if part < whole else rounded:g}%"
 
 
+@reading(ROWS)
 def html(found: Sequence[Entry]) -> str:
     """One page that sorts and filters, with everything in it."""
     data = {
@@ -243,7 +251,7 @@ def html(found: Sequence[Entry]) -> str:
             for entry in found
         ],
     }
-    page = resources.files("fxprune.compat").joinpath("page.html").read_text()
+    page = resources.files("fxprune.compat").joinpath("page.html").read_text(encoding="utf-8")
     return page.replace('"DATA"', json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
 
 
@@ -253,7 +261,10 @@ def update(path: Path, found: Sequence[Entry]) -> None:
     Raises:
         CompatError: the file lacks the markers.
     """
-    text = path.read_text()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompatError(f"{path}: expected a Markdown file with the two markers, got {error}") from error
     pattern = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
     if not pattern.search(text):
         raise CompatError(f"{path}: expected the lines {_BEGIN} and {_END}, to put the pass rates between")
@@ -262,6 +273,13 @@ def update(path: Path, found: Sequence[Entry]) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+    """Write a file whole or not at all.
+
+    Raises:
+        CompatError: it cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CompatError(f"cannot write {path}: {error.strerror or error}; choose another file") from error

@@ -9,5 +9,18 @@ To add one, register a function of a `Scoring`::
 
 from fxprune.criteria import grasp, magnitude, obd, random, snip, synflow
 from fxprune.criteria.registry import Criterion, get, names, register
+from fxprune.scoring import Scoring
 
-__all__ = ["Criterion", "get", "grasp", "magnitude", "names", "obd", "random", "register", "snip", "synflow"]
+__all__ = [
+    "Criterion",
+    "Scoring",
+    "get",
+    "grasp",
+    "magnitude",
+    "names",
+    "obd",
+    "random",
+    "register",
+    "snip",
+    "synflow",
+]

@@ -17,6 +17,7 @@ from fxprune.errors import DataError
 
 Sample = tuple[Tensor, int]
 
+_LARGEST = 2**31  # numbers in an image; a model of larger ones is a mistake
 _MIDDLE = 0.875  # 224 of 256 pixels
 LUMA = (0.2989, 0.587, 0.114)  # how torchvision weighs colours when it turns them into grey
 
@@ -78,6 +79,8 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     joined = "x".join(map(str, shape))
     if len(shape) != 3 or any(size < 1 for size in shape):
         raise DataError(f"expected an input of CxHxW, which image data needs, got {joined}; use e.g. 3x32x32")
+    if math.prod(shape) > _LARGEST:
+        raise DataError(f"expected an input that images can be resized to, got {joined}; use e.g. 3x32x32")
     if shape[0] not in (1, 3):
         raise DataError(
             f"expected 1 or 3 channels, which images have, got {shape[0]} in {joined}; change the model"

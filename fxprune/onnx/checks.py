@@ -43,7 +43,7 @@ def facts_of(model: ModelProto) -> dict[str, Any]:
     entries = {entry.key: entry.value for entry in model.metadata_props}
     try:
         facts = json.loads(entries.get(METADATA, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -168,7 +168,10 @@ def _check_duplicates(
     from onnx import numpy_helper
 
     parts = {each for name in wanted for each in constants.needed(name)}
-    others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
+    try:
+        others = [numpy_helper.to_array(tensor) for name, tensor in constants.dense.items() if name not in parts]
+    except Exception as error:  # onnx's errors share no class
+        return Check("duplicates", False, f"a tensor cannot be read: {error}")
     large = [(_content(array), array.shape) for array in others if array.nbytes >= _LARGE]
     found = decoded + Counter(content for content, _ in large)
     shapes = Counter(content for content, _ in set(large))

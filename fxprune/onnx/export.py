@@ -21,14 +21,14 @@ from torch import Tensor, fx
 from fxprune import operators
 from fxprune.errors import ExportError
 from fxprune.files import replacing
-from fxprune.model import PrunedModel
+from fxprune.model import PrunedModel, require_pruned
 from fxprune.onnx.checks import METADATA, OLDEST_OPSET, state_digest
 from fxprune.onnx.encode import Storage, Values, check_choice, encode_weights
 from fxprune.onnx.encodings import DOMAIN
 from fxprune.onnx.external import data_beside
 from fxprune.onnx.parts import parts_to_onnx
 from fxprune.onnx.sizes import file_bytes
-from fxprune.onnx.verify import VERIFICATION, Verification, verify_onnx
+from fxprune.onnx.verify import VERIFICATION, Verification, check_tolerance, verify_onnx
 from fxprune.program import Input, Program
 from fxprune.progress import working
 from fxprune.regions import Region
@@ -82,7 +82,11 @@ def export_onnx(
     """
     import onnx
 
+    require_pruned(pruned, ExportError)
     check_choice(encoding, values)
+    check_tolerance(tolerance)
+    if not all(isinstance(part, str) for entry in (metadata or {}).items() for part in entry):
+        raise ExportError(f"metadata: expected strings by name, got {metadata!r}; write numbers as strings")
     latest = onnx.defs.onnx_opset_version()
     if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= latest:
         raise ExportError(
@@ -95,7 +99,7 @@ def export_onnx(
         )
     target = Path(path)
     if target.is_dir():
-        raise ExportError(f"{target}: expected a path for a file, got a folder")
+        raise ExportError(f"{target}: expected a path for a file, got a folder; add a file name to it")
     source = state_digest(pruned)
     model = copy.deepcopy(pruned).cpu()
     with working("writing ONNX"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.errors import VerificationError
-from fxprune.model import PrunedModel
+from fxprune.errors import ExportError, VerificationError
+from fxprune.memory import capped
+from fxprune.model import PrunedModel, require_pruned
 from fxprune.onnx.checks import Check, check_format, check_source, check_weights, facts_of, weights_as_stored
 from fxprune.onnx.choices import check_choices
 from fxprune.onnx.encode import Values
@@ -73,6 +75,7 @@ class Verification:
         return {"checks": [asdict(check) for check in self.checks], "bytes": self.bytes, **self.summary()}
 
 
+@capped()
 def verify_onnx(
     path: str | os.PathLike[str],
     pruned: PrunedModel,
@@ -85,7 +88,8 @@ def verify_onnx(
     """Check a file: it is valid ONNX, its weights are the masked ones, and ONNX Runtime computes the same.
 
     Weights are decoded by ONNX Runtime, each by itself and without optimisations, and held against the
-    model's bit by bit. Outputs are compared with optimisations and without.
+    model's bit by bit. Outputs are compared with optimisations and without. What a file asks for beyond the free
+    memory is not granted: a forged size fails a check.
 
     Args:
         path: the file.
@@ -100,8 +104,10 @@ def verify_onnx(
         seed: for random inputs.
 
     Raises:
-        ExportError: the file cannot be read at all.
+        ExportError: the file cannot be read at all, or there is nothing to hold it against.
     """
+    require_pruned(pruned, ExportError)
+    check_tolerance(tolerance)
     path = Path(path)
     model = read_model(path)
     facts = facts_of(model)
@@ -133,6 +139,16 @@ def verify_onnx(
         agreement=figures.agreement,
         nonzero=nonzero,
     )
+
+
+def check_tolerance(tolerance: object) -> None:
+    """Refuse what no difference can be within.
+
+    Raises:
+        ExportError: it is neither None nor a positive number.
+    """
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < math.inf):
+        raise ExportError(f"tolerance: expected a positive number, such as 1e-4, got {tolerance!r}")
 
 
 def _tolerance(pruned: PrunedModel) -> float:

@@ -12,8 +12,9 @@ import torch
 
 from fxprune.analysis.effective import Effective, effective
 from fxprune.analysis.flow import GradientNorms, gradient_norms
+from fxprune.errors import ReportError
 from fxprune.loss import Loss
-from fxprune.model import PrunedModel, PruneRecord
+from fxprune.model import PrunedModel, PruneRecord, require_pruned
 from fxprune.progress import working
 from fxprune.regions import CapturedModel
 from fxprune.report.file import FileBytes, bytes_of, require_file_of
@@ -181,7 +182,9 @@ def report(
         ExportError: the file is not there, or was exported from another model; or latency was asked for
             without a file.
         DataError: the data does not fit the model.
+        ReportError: the model is not a pruned one.
     """
+    require_pruned(pruned, ReportError)
     if file is not None:
         require_file_of(pruned, Path(file))
     with working("following paths"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import ResultsError, StudyError
 from fxprune.files import replacing
-from fxprune.rows import Row, read_rows
+from fxprune.rows import Row, read_rows, reading
 from fxprune.study.claims import claims_page
 from fxprune.study.runner import ROWS, require_setting, run
 from fxprune.study.setting import Setting
@@ -37,7 +37,7 @@ def conduct(
 
     Raises:
         StudyError: there is no such study, setting or network, or nothing to make a page of.
-        ResultsError: the folder holds results of another setting.
+        ResultsError: the folder holds results of another setting, or such as no study writes.
     """
     setting = Setting.read(path)
     wanted = list(PAPER) if name == "all" else [study(name)]
@@ -49,17 +49,20 @@ def conduct(
             run(setting, each.experiments(setting, names), file, jobs=jobs)
     rows = read_rows([file], ROWS) if file.exists() else []
     require_setting(file, setting, rows)
-    numbers = {
-        each: each.numbers(setting, found) for each in STUDIES.values() if (found := _of(each, setting, rows))
-    }
+    with reading(ROWS):
+        numbers = {
+            each: each.numbers(setting, found) for each in STUDIES.values() if (found := _of(each, setting, rows))
+        }
     for each in wanted:
         if each in numbers:
-            _write(folder, each, numbers[each], _command(each.name, path))
+            with reading(ROWS):
+                _write(folder, each, numbers[each], _command(each.name, path))
             yield f"{each.name}: {folder / each.name}.md, .json and .png"
         elif name != "all":
             raise StudyError(f"{file}: expected results of {each.name}, got none; measure first, without --pages")
     if rows:
-        _text(folder / "README.md", _index(folder, setting, path, rows, numbers))
+        with reading(ROWS):
+            _text(folder / "README.md", _index(folder, setting, path, rows, numbers))
 
 
 def _of(study: Study, setting: Setting, rows: Sequence[Row]) -> list[Row]:
@@ -122,7 +125,7 @@ def _versions(text: str) -> str:
 def _text(path: Path, content: str) -> None:
     try:
         with replacing(path) as temporary:
-            temporary.write_text(content)
+            temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror or error}; choose another output") from error
 

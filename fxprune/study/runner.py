@@ -24,7 +24,8 @@ from fxprune.study.experiment import Experiment, header, perform
 from fxprune.study.lab import Lab
 from fxprune.study.setting import Setting
 
-ROWS = Kind("`fxprune study`", frozenset({"experiment", "setting", "kind", "method", "sparsity", "seed"}))
+_TEXTS = dict.fromkeys(("experiment", "setting", "kind", "network", "method"), str)
+ROWS = Kind("`fxprune study`", {**_TEXTS, "sparsity": (int, float), "seed": int})
 
 
 def run(setting: Setting, experiments: Sequence[Experiment], file: Path, *, jobs: int = 1) -> list[Row]:

@@ -17,7 +17,7 @@ _METHODS: tuple[type[Movement], ...] = (SET, RigL, DeepR, DSR)
 TOPOLOGIES: dict[str, type[Movement]] = {method.name: method for method in _METHODS}
 
 
-def make(name: str, seed: int = 0, **settings: Any) -> Movement:
+def make(name: str, /, seed: int = 0, **settings: Any) -> Movement:
     """The callback of the method called `name`.
 
     Args:

@@ -57,7 +57,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, wanted, holds in (
             ("epochs", "a positive integer", lambda v: _is(int)(v) and v >= 1),
-            ("batch_size", "a positive integer", lambda v: _is(int)(v) and v >= 1),
+            ("batch_size", "a positive integer below 2^31", lambda v: _is(int)(v) and 1 <= v < 2**31),
             ("seed", "an integer", _is(int)),
             ("lr", "a number of at least 0", lambda v: _is(Real)(v) and 0 <= v < math.inf),
             ("weight_decay", "a number of at least 0", lambda v: _is(Real)(v) and 0 <= v < math.inf),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 from fxprune.errors import TrainError
-from fxprune.files import replacing
+from fxprune.files import replacing, require_place
 from fxprune.training.callbacks import Callback, Run
 from fxprune.training.config import Epoch
 
@@ -20,13 +22,22 @@ class CsvLog(Callback):
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def begin(self, run: Run) -> None:  # noqa: ARG002
+        """Find out whether the table can be written."""
+        with self._saying_so():
+            require_place(self._path)
+
     def after_epoch(self, run: Run) -> None:
         """Write all epochs so far, those before an interruption included."""
+        with self._saying_so(), replacing(self._path) as temporary, temporary.open("w", newline="") as file:
+            rows = csv.DictWriter(file, [field.name for field in fields(Epoch)])
+            rows.writeheader()
+            rows.writerows(epoch.to_json() for epoch in run.history)
+
+    @contextlib.contextmanager
+    def _saying_so(self) -> Iterator[None]:
         try:
-            with replacing(self._path) as temporary, temporary.open("w", newline="") as file:
-                rows = csv.DictWriter(file, [field.name for field in fields(Epoch)])
-                rows.writeheader()
-                rows.writerows(epoch.to_json() for epoch in run.history)
+            yield
         except OSError as error:
             raise TrainError(
                 f"cannot write {self._path}: {error.strerror or error}; choose another log"
@@ -37,7 +48,7 @@ class TensorBoard(Callback):
     """Writes the same to a folder that TensorBoard reads.
 
     Raises:
-        TrainError: TensorBoard is not installed.
+        TrainError: TensorBoard is not installed, or cannot write there.
     """
 
     name = "tensorboard"
@@ -49,7 +60,10 @@ class TensorBoard(Callback):
             raise TrainError(
                 "expected tensorboard, which is not installed: pip install fxprune[tensorboard]"
             ) from error
-        self._writer = SummaryWriter(folder)
+        try:
+            self._writer = SummaryWriter(folder)
+        except OSError as error:
+            raise TrainError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
 
     def after_epoch(self, run: Run) -> None:
         """Add the epoch that is over."""
