@@ -112,7 +112,7 @@ def test_what_is_included_and_cannot_lose_a_channel_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (("flops=0.5", "cost", 0.0, 1), "expected one of macs, params, got 'flops'"),
+        (("flops=0.5", "cost", 0.0, 1), "expected one of macs, params, latency, got 'flops'"),
         (("macs", "cost", 0.0, 1), "expected something like macs=0.5, got 'macs'"),
         (("macs=0", "cost", 0.0, 1), r"expected a share of the whole in \(0, 1\], got 0"),
         (("macs=nan", "cost", 0.0, 1), r"expected a share of the whole in \(0, 1\], got nan"),

@@ -176,7 +176,7 @@ def _check_duplicates(
     found = decoded + Counter(content for content, _ in large)
     shapes = Counter(content for content, _ in set(large))
     own = Counter(map(_content, [*wanted.values(), *_state(pruned)]))
-    most = {c: own[c] + (c not in decoded) if own[c] else shapes[c] for c in found}
+    most = {c: own[c] + (c not in decoded) if own[c] else max(1, shapes[c]) for c in found}
     twice = sum(max(0, count - most[content]) for content, count in found.items())
     detail = f"{twice} tensors are stored again under another name" if twice else "every tensor is stored once"
     return Check("duplicates", not twice, detail)
