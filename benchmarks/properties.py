@@ -135,6 +135,7 @@ class _Mask(nn.Module):
 
 
 def _mask_by_hand(module: nn.Module, weight: PrunableWeight, mask: Tensor) -> None:
+    """Zeros in the parameter, or behind the computation of what is computed."""
     if not weight.derived:
         parameter = module.get_parameter(weight.name)
         with torch.no_grad():
@@ -156,8 +157,10 @@ def _mask_by_hand(module: nn.Module, weight: PrunableWeight, mask: Tensor) -> No
 
 
 def captured_equals_eager(subject: Subject) -> None:
-    """Outputs in both modes at other batch sizes, gradients, and what training changes of the buffers."""
-    _equal_in_both_modes(subject, subject.module(), subject.captured.host, {})
+    """Keys of the state; outputs in both modes at other batch sizes, gradients, and what training changes."""
+    eager, host = subject.module(), subject.captured.host
+    assert list(host.state_dict()) == list(eager.state_dict())
+    _equal_in_both_modes(subject, eager, host, {})
 
 
 def masked_equals_eager_with_masked_operands(subject: Subject) -> None:

@@ -43,7 +43,7 @@ from fxprune.program import operand_value
 EVERY_TIME = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(EVERY_TIME, max_examples=200)
+@settings(EVERY_TIME, max_examples=180)
 @given(networks())
 def test_every_property_but_files(network: Network) -> None:
     subject = Subject(network)
@@ -51,7 +51,7 @@ def test_every_property_but_files(network: Network) -> None:
         holds(subject)
 
 
-@settings(EVERY_TIME, max_examples=25)
+@settings(EVERY_TIME, max_examples=15)
 @given(networks())
 def test_files(network: Network) -> None:
     encodings_decode_to_the_model(Subject(network))
