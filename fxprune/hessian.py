@@ -95,7 +95,8 @@ class _Waiting:
 
     def wants(self, samples: int) -> bool:
         """Whether a graph fits; after one that did not, none does: those that wait are of the first batches."""
-        memory.release()  # what is freed between tensors that wait: seldom does anything else fit there
+        if self._open:
+            memory.release()  # what is freed between tensors that wait: seldom does anything else fit there
         self.used = max(self.used, memory.used(self._device))
         needed = max(self._largest, self._gradient + samples * self._sample)
         self._open = self._open and self._left > 2 * needed
