@@ -95,6 +95,12 @@ COUNTER_EXAMPLES = {
     "factors of a weight whose order of sizes changes": Network(
         ((3,),), (Step("low_rank", (0,), {"dim": 3, "out": 8, "rank": 2}), linear(1, 8, 5)), outputs=(2,)
     ),
+    "two inputs, of which one limits the batch": Network(
+        ((4,), (4,)),
+        (Step("by_batch", (0,), {"limit": 3}), linear(2, 4, 3), linear(1, 4, 3)),
+        outputs=(3, 4),
+        form="tuple",
+    ),
     "constants before groups": Network(
         ((4, 6),),
         (
