@@ -165,8 +165,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
 
 def _batch(program: Program) -> Any:
     """The batch dimension by a name of its own, which the file keeps, within the limits of all inputs."""
-    limits = [leaf.limits[0] for leaf in program.inputs if 0 in leaf.limits]
-    least, most = max((low for low, _ in limits), default=0), min((high for _, high in limits), default=math.inf)
+    least, most = program.batch_limits
     bounds = {"min": least} if least > 2 else {}
     bounds |= {"max": int(most)} if most < math.inf else {}
     return torch.export.Dim("batch", **bounds)
