@@ -54,15 +54,11 @@ class Input:
             return self.constant
         sizes = list(self.sizes)
         if sizes and self.shape[0] is None:
-            sizes[0] = self._within(batch)
+            sizes[0] = batch
         if self.example is None:
             return torch.randn(sizes, generator=generator, dtype=torch.float32).to(self.dtype)
         rows = torch.arange(sizes[0]) % len(self.example) if sizes else None
         return self.example if rows is None else self.example[rows]
-
-    def _within(self, batch: int) -> int:
-        least, most = self.limits.get(0, (0, math.inf))
-        return int(min(max(batch, least), most))
 
     def check(self, leaf: object) -> None:
         """Raise `CaptureError` unless `leaf` is what the graph was captured for."""
@@ -146,14 +142,22 @@ class Program:
         return _distinct([re.sub(r"\W", "_", name) for name in names])
 
     def sample_inputs(self, batch: int, seed: int = 0) -> list[object]:
-        """Flat inputs of a batch size to try the program with; of the captured size if that is fixed."""
+        """Flat inputs to try the program with, of the size within its limits that is nearest to `batch`."""
         generator = torch.Generator().manual_seed(seed)
-        return [leaf.sample(batch if self.dynamic_batch else self.batch, generator) for leaf in self.inputs]
+        least, most = self.batch_limits
+        size = int(min(max(batch, least), most)) if self.dynamic_batch else self.batch
+        return [leaf.sample(size, generator) for leaf in self.inputs]
 
     def sample_call(self, batch: int, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`sample_inputs` as arguments by position and by keyword."""
         args, kwargs = pytree.tree_unflatten(self.sample_inputs(batch, seed), self.in_spec)
         return args, kwargs
+
+    @property
+    def batch_limits(self) -> tuple[int, float]:
+        """Least and largest batch size for which the graph holds, by all of its inputs."""
+        limits = [leaf.limits[0] for leaf in self.inputs if 0 in leaf.limits]
+        return max((least for least, _ in limits), default=0), min((most for _, most in limits), default=math.inf)
 
     @property
     def dynamic_batch(self) -> bool:

@@ -43,7 +43,7 @@ from fxprune.program import operand_value
 EVERY_TIME = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(EVERY_TIME, max_examples=180)
+@settings(EVERY_TIME, max_examples=150)
 @given(networks())
 def test_every_property_but_files(network: Network) -> None:
     subject = Subject(network)
@@ -95,6 +95,15 @@ COUNTER_EXAMPLES = {
     "factors of a weight whose order of sizes changes": Network(
         ((3,),), (Step("low_rank", (0,), {"dim": 3, "out": 8, "rank": 2}), linear(1, 8, 5)), outputs=(2,)
     ),
+    **{
+        f"two inputs, of which one limits the batch {how}": Network(
+            ((4,), (4,)),
+            (Step("by_batch", (0,), {"limit": limit}), linear(2, 4, 3), linear(1, 4, 3)),
+            outputs=(3, 4),
+            form="tuple",
+        )
+        for how, limit in (("from above", 3), ("from below", 2))
+    },
     "constants before groups": Network(
         ((4, 6),),
         (

@@ -138,7 +138,8 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     _spell_out(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
-    shapes = tuple(None if leaf.shape is None else _dynamic(leaf) for leaf in program.inputs)
+    batch = _batch(program)
+    shapes = tuple(None if leaf.shape is None else _dynamic(leaf, batch) for leaf in program.inputs)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -167,15 +168,18 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
         ) from error
 
 
-def _dynamic(leaf: Input) -> dict[int, Any]:
-    """The batch dimension by a name of its own, which the file keeps; others as they turn out."""
-    found: dict[int, Any] = {}
-    for i in (i for i, size in enumerate(leaf.shape or ()) if size is None):
-        least, most = leaf.limits.get(i, (0, math.inf))
-        bounds = {"min": least} if least > 2 else {}
-        bounds |= {"max": int(most)} if most < math.inf else {}
-        found[i] = torch.export.Dim.AUTO if i else torch.export.Dim("batch", **bounds)
-    return found
+def _batch(program: Program) -> Any:
+    """The batch dimension by a name of its own, which the file keeps, within the limits of all inputs."""
+    least, most = program.batch_limits
+    bounds = {"min": least} if least > 2 else {}
+    bounds |= {"max": int(most)} if most < math.inf else {}
+    return torch.export.Dim("batch", **bounds)
+
+
+def _dynamic(leaf: Input, batch: Any) -> dict[int, Any]:
+    """Which sizes may change: the batch, and others as they turn out."""
+    free = [place for place, size in enumerate(leaf.shape or ()) if size is None]
+    return {place: torch.export.Dim.AUTO if place else batch for place in free}
 
 
 def _keep_tensor_outputs(graph: fx.Graph, program: Program) -> list[str]:
