@@ -9,7 +9,8 @@ may go on to its end. After each kill every file under a final name has to be wh
 their names and in the manifest, JSON and rows parse, pictures have their ends, ONNX's checker takes the file. In
 the end the folder has to hold what the undisturbed run left: the same files, and the same weights, bytes or rows.
 
-Commands run in forks of a process that has imported everything, so that kills hit the work and not imports.
+Commands run in forks of a process that has imported everything, so that kills hit the work and not imports. Commit
+nothing meanwhile: rows of compat say of which commit they are, and those of another one are made again.
 """
 
 from __future__ import annotations
