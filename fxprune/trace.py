@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from fxprune import operators
@@ -59,7 +61,26 @@ def trace(module: nn.Module, mode: Mode, example: Example, state: nn.Module, nam
     with left_as_it_was(module):
         module.train(mode == "train")
         exported = _export(module, example, mode)
-    return _unlift(exported, module, mode, example, state, names)
+    program = _unlift(exported, module, mode, example, state, names)
+    forget(exported)
+    return program
+
+
+def forget(exported: torch.export.ExportedProgram) -> None:
+    """Let go of what torch remembers of a trace that is over, so that its memory can be freed with the program's.
+
+    A shape environment and the tensors of its trace hold each other by way of C++, where Python's collector sees
+    nothing, and caches of torch hold the environment: without this, each capture would stay in memory for good
+    (``benchmarks/long_use.py``). What another version of torch does not have is passed over.
+    """
+    values = [node.meta.get("val") for node in exported.graph.nodes]
+    modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
+    for environment in {id(mode.shape_env): mode.shape_env for mode in modes}.values():
+        if environment is not None:
+            environment.tracked_fakes = None
+            getattr(environment, "fake_tensor_cache", {}).clear()
+    for cached in (FakeTensorMode, *vars(ShapeEnv).values()):
+        getattr(cached, "cache_clear", lambda: None)()
 
 
 def with_real_batch(inputs: Any) -> tuple[Any, int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -472,16 +470,3 @@ def test_the_readme_names_only_options_that_exist(run) -> None:
         _, out, _ = run(command, "--help")
         for option in (part for part in rest if part.startswith("-")):
             assert option in out, f"{option} of `{line}`"
-
-
-def test_an_interrupt_says_what_is_left(net: str, pruned: Path) -> None:
-    command = [sys.executable, "-m", "fxprune", "train", str(pruned), "--model", net, "--epochs", "1000"]
-    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert training.stderr is not None
-    line = training.stderr.readline()
-    assert line.startswith("epoch 1/1000"), line
-    training.send_signal(signal.SIGINT)
-    _, err = training.communicate(timeout=30)
-    assert training.returncode == 130
-    assert "interrupted; what was saved before is whole" in err
-    assert len(json.loads((pruned / "fxprune.json").read_text())["notes"]["training"]) >= 1

@@ -151,7 +151,7 @@ def test_schedules(kind: Schedule) -> None:
 
 
 def test_schedules_out_of_range() -> None:
-    with pytest.raises(MaskError, match="rounds: expected at least 1, got 0"):
+    with pytest.raises(MaskError, match="rounds: expected an integer of at least 1, got 0"):
         schedule(0.9, 0)
     with pytest.raises(MaskError, match="schedule: expected one of exponential, linear, got 'cubic'"):
         schedule(0.9, 2, "cubic")  # type: ignore[arg-type]

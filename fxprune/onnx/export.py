@@ -33,6 +33,7 @@ from fxprune.program import Input, Program
 from fxprune.progress import working
 from fxprune.regions import Region
 from fxprune.rewrite import fold
+from fxprune.trace import forget
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
                 verbose=False,
             )
             assert written is not None
+            forget(exported)
             _simplify(written.model, {weight.name for weight in model.weights})
             return written.model_proto
     except Exception as error:  # the exporter raises errors of many classes

@@ -1,0 +1,35 @@
+"""What a process holds after many rounds; `benchmarks/long_use.py` has the figures of 200."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import long_use
+import pytest
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import fxprune
+
+
+def traces() -> int:
+    gc.collect()
+    return sum(type(each) is ShapeEnv for each in gc.get_objects())
+
+
+def test_captures_that_are_over_leave_nothing() -> None:
+    fxprune.capture(long_use.network(), (torch.zeros(2, 1, 8, 8),))
+    before = traces()
+    for _ in range(4):
+        fxprune.capture(long_use.network(), (torch.zeros(2, 1, 8, 8),))
+    assert traces() <= before + 1
+
+
+def test_rounds_level_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are counted, which does not depend on what else the machine does; memory follows them."""
+    figures, after = long_use.measure(8)
+    assert figures["files_a_round"] == 0
+    assert figures["threads_a_round"] == 0
+    assert figures["objects_a_round"] < 600  # of 5,000 that a round makes; torch and onnx keep some
+    assert len(after) == 8
