@@ -94,14 +94,14 @@ _GOES_ON = {
 }
 
 
-class _Interrupted(BaseException):
+class _Interrupted(SystemExit):
     """Ctrl-C, on its way through what cleans up."""
 
 
 def _interrupted(*_: object) -> None:
     command = next((word for word in sys.argv[1:] if word in _GOES_ON), "")
     say(f"interrupted; what was saved before is whole; {_GOES_ON.get(command, 'the same command begins anew')}")
-    raise _Interrupted
+    raise _Interrupted(EXIT_INTERRUPTED)
 
 
 def _fail(error: Exception | str, code: int) -> None:
