@@ -131,6 +131,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     folded = fold(model.captured, model.weights)
     names = _keep_tensor_outputs(folded.graph, program)
     _batch_attention(folded.graph)
+    _add_zeros_to_volumes(folded.graph)
     _make_views_legal(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
@@ -221,6 +222,18 @@ def _batch_attention(graph: fx.Graph) -> None:
         with graph.inserting_after(node):
             apart = graph.call_function(aten.unflatten.int, (node, 0, [-1, *before[1:]]))
         node.replace_all_uses_with(apart, delete_user_cb=lambda user, apart=apart: user is not apart)
+
+
+def _add_zeros_to_volumes(graph: fx.Graph) -> None:
+    """Give convolutions of three dimensions a bias: where there is none, onnxscript 0.7 makes a wrong one."""
+    for node in list(graph.nodes):
+        if operators.name_of(node) == "conv3d" and argument(node, 2, "bias") is None:
+            weight = node.args[1].meta
+            with graph.inserting_before(node):
+                zeros = graph.call_function(
+                    torch.ops.aten.zeros.default, ([weight["shape"][0]],), {"dtype": weight["dtype"]}
+                )
+            node.args = (*node.args[:2], zeros, *node.args[3:])
 
 
 def _simplify(model: Any, weights: set[str]) -> None:
