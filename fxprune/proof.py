@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune import operators
@@ -54,37 +56,65 @@ def proven(captured: CapturedModel, shrunk: CapturedModel, coupling: Coupling, c
 def compare(whole: CapturedModel, shrunk: CapturedModel, tolerance: float = EXACT) -> float:
     """The largest difference between two models that are to compute the same; as `proven`."""
     worst = 0.0
-    expected = list(_outputs(whole, whole))
-    for (mode, before), (_, after) in zip(expected, _outputs(shrunk, whole), strict=True):
-        worst = max(worst, _difference(before, after))
+    regions = _doubled(shrunk).regions
+    for call in _calls(whole):
+        region = regions[call.region].train(call.mode == "train")
+        with torch.no_grad():
+            found = pytree.tree_leaves(region(*call.args, **call.kwargs))
+        worst = max(worst, _difference(call.outputs, found))
         if not worst <= tolerance:
             raise ShrinkError(
                 f"the shrunk model differs from the masked one by {worst:.1e} of the largest output "
-                f"in mode {mode!r}, more than {tolerance:g}: a mistake of fxprune; please report it"
+                f"in mode {call.mode!r}, more than {tolerance:g}: a mistake of fxprune; please report it"
             )
     return worst
 
 
-def _outputs(captured: CapturedModel, source: CapturedModel) -> Iterator[tuple[Mode, list[Any]]]:
-    """What a model and its regions give for the sample inputs of another: in both modes at all batch sizes.
+@dataclass(frozen=True)
+class _Call:
+    """What a region was given in a mode, and what came out."""
 
-    In float64. The regions, since a model in parts may find nothing in what they give, as a detector does that was
-    never trained.
+    region: str
+    mode: Mode
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Any]
+
+
+def _calls(captured: CapturedModel) -> list[_Call]:
+    """All calls of a model's regions for its sample inputs: in both modes at all batch sizes, in float64.
+
+    One region at a time, and not the whole: the Python between the regions of a detector may find nothing in what
+    they give, and takes equal scores in any order.
     """
-    copy = without_chance(captured.alias())
-    model, found = copy.host.double(), list[Any]()
-    for region in copy.regions.values():
-        region.register_forward_hook(lambda _, __, output: found.extend(pytree.tree_leaves(output)))
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    copy, found = _doubled(captured), list[_Call]()
+
+    def begin(path: str, region: nn.Module, args: Any, kwargs: Any) -> None:
+        mode: Mode = "train" if region.training else "eval"
+        args, kwargs = pytree.tree_map(_cloned, (args, kwargs))  # what is called may change them
+        found.append(_Call(path, mode, args, kwargs, []))
+
+    def end(_: nn.Module, __: Any, output: Any) -> None:
+        found[-1].outputs.extend(pytree.tree_leaves(pytree.tree_map(_cloned, output)))
+
+    for path, region in copy.regions.items():
+        region.register_forward_pre_hook(partial(begin, path), with_kwargs=True)
+        region.register_forward_hook(end)
+    device = next((tensor.device for tensor in copy.host.parameters()), torch.device("cpu"))
     for mode in MODES:
         for batch in _BATCHES:
-            args, kwargs = pytree.tree_map(_double, on_device(source.sample_inputs(batch), device))
-            found.clear()
-            # what the Python of a model in parts draws, as samples of regions are, it draws alike
+            args, kwargs = pytree.tree_map(_double, on_device(captured.sample_inputs(batch), device))
+            # the Python between regions may draw samples
             with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(0)
-                output = model.train(mode == "train")(*args, **kwargs)
-            yield mode, [*found, *pytree.tree_leaves(output)]
+                copy.host.train(mode == "train")(*args, **kwargs)
+    return found
+
+
+def _doubled(captured: CapturedModel) -> CapturedModel:
+    copy = without_chance(captured.alias())
+    copy.host.double()
+    return copy
 
 
 def _difference(before: Sequence[Any], after: Sequence[Any]) -> float:
@@ -103,6 +133,10 @@ def _difference(before: Sequence[Any], after: Sequence[Any]) -> float:
         away = torch.where(old == new, 0.0, (old - new).abs()).max() / old.abs().max().clamp(min=1e-30)
         worst = max(worst, float(away.nan_to_num(math.inf, math.inf)))
     return worst
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _double(leaf: Any) -> Any:

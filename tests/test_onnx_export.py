@@ -121,7 +121,7 @@ class Volumes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.volume = nn.Conv3d(1, 4, 3, padding=1)
+        self.volume = nn.Conv3d(1, 4, 3, padding=1, bias=False)
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
         self.line = nn.Conv1d(4, 3, 3)
 

@@ -135,6 +135,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     folded = fold(model.captured, model.weights)
     names = _keep_tensor_outputs(folded.graph, program)
     _batch_attention(folded.graph)
+    _add_zeros_to_volumes(folded.graph)
     _make_views_legal(folded.graph)
     _spell_out(folded.graph)
     folded.recompile()
@@ -240,6 +241,18 @@ def _spell_out(graph: fx.Graph) -> None:
             lower, upper = operators.argument(node, 1, "lower", 1 / 8), operators.argument(node, 2, "upper", 1 / 3)
             node.target, node.kwargs = torch.ops.aten.leaky_relu.default, {}
             node.args = (node.args[0], (lower + upper) / 2)
+
+
+def _add_zeros_to_volumes(graph: fx.Graph) -> None:
+    """Give convolutions of three dimensions a bias: where there is none, onnxscript 0.7 makes a wrong one."""
+    for node in list(graph.nodes):
+        if operators.name_of(node) == "conv3d" and operators.argument(node, 2, "bias") is None:
+            weight = node.args[1].meta
+            with graph.inserting_before(node):
+                zeros = graph.call_function(
+                    torch.ops.aten.zeros.default, ([weight["shape"][0]],), {"dtype": weight["dtype"]}
+                )
+            node.args = (*node.args[:2], zeros, *node.args[3:])
 
 
 def _simplify(model: Any, weights: set[str]) -> None:
