@@ -4,8 +4,8 @@ A channel is *dead* if none of its weights lies on a path from an input to an ou
 (`fxprune.analysis.effective`): nothing reads it, or it is a constant, such as the shift of the normalisation
 behind a filter that is gone. Where a product reads a constant, that becomes part of its bias, or of the running
 mean of the batch normalisation right behind it. This is exact if the constant is the same in both modes and at
-every place; it is not across zero padding, where the border reads zeros instead. Channels of which it is not
-exact stay.
+every place; it is not across zero padding, where the border reads zeros instead, nor in recurrent layers, whose
+constants change with time. Channels of which it is not exact stay.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def _candidates(pruned: PrunedModel, coupling: Coupling, weights: Weights) -> se
         works = torch.ones(weight.shape, dtype=torch.bool)
         if weight.name in used:  # what only training uses is on no path, and is used all the same
             works = used[weight.name] if weight.name in deployed else pruned.masks[weight.name].cpu()
+        if operators.RECURRENT & set(weight.operators):  # hidden units read one another, and change with time
+            works = torch.ones_like(works)
         for dim, labels in enumerate(coupling.labels_of(weight)):
             roots = coupling.atoms.roots(labels)
             some = works.movedim(dim, 0).flatten(1).any(1).numpy()

@@ -280,6 +280,17 @@ EXAMPLES = {
         {("b.weight_hh_l0", 1): 0},
         {("b.weight_hh_l0", 1): "gru (gru) has no rule"},
     ),
+    "channels that become steps of a recurrent layer": Example(
+        lambda: Net(
+            lambda net, x: net.c(net.b(net.a(x).unsqueeze(-1))[1][0]),
+            a=nn.Linear(3, 6),
+            b=nn.GRU(1, 4, batch_first=True),
+            c=nn.Linear(4, 2),
+        ),
+        (3,),
+        {},
+        {("a.weight", 0): "takes one after the other"},
+    ),
     "gated recurrent": Example(
         lambda: Net(lambda net, x: net.c(net.b(x)[0]), b=nn.GRU(5, 4), c=nn.Linear(4, 3)),
         (7, 5),

@@ -235,6 +235,7 @@ def _recurrent(flow: Flow, node: fx.Node) -> Any:
     if not fresh or len(parameters) != step * layers * directions:
         return _unknown(flow, node)
     data = flow.labels(args[0])
+    flow.keep_all(data[:-1], f"{told(node)} takes one after the other")
     found = [flow.labels(parameter) for parameter in parameters]
     hidden, inputs = found[1][1], data[-1]
     for place in range(0, len(found), step):
