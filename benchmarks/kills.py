@@ -32,18 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import record
+from hostile import NET
 
 IN_A_ROW = 4  # kills before a run may end
 
-NET = """
-from torch import nn
-
-def make_net(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 3 * 3, num_classes),
-    )
-"""
 SETTING = """
 [data]
 name = "digits"
