@@ -137,9 +137,9 @@ def _without_graphs(
             slope = _slope(scoring, by_name(scoring, direction), ceiling)
             products = _gradients(_repeated(scoring, marks, start, slope), operands)
             yield next(products)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, DataError) as error:  # what is wrong with the data shows again below
+            if memory.exhausted(error):
+                raise
             logger.info("Hessian-gradient product: no derivatives along the gradient, since %s", error)
         else:
             yield from products

@@ -1,4 +1,4 @@
-"""How much memory there is, and an allocator that does not hand it back between two steps."""
+"""How much memory there is, what to say when it runs out, and an allocator that does not hand it back meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,11 @@ SHARE = 0.6  # of the free memory, for what may be kept: other processes need so
 
 
 def free(device: torch.device) -> int:
-    """Bytes that may be allocated on `device`; 0 where the system does not say."""
+    """Bytes that may be allocated on `device`; 0 where the system does not say.
+
+    On the CPU that is the least of what the system has, what the limit on the process's addresses (``ulimit -v``)
+    leaves, and what its control groups leave, a container's limit among them.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -30,7 +35,45 @@ def free(device: torch.device) -> int:
     except OSError:
         return 0
     available = next((line for line in lines if line.startswith("MemAvailable:")), "x 0")
-    return int(available.split()[1]) * 1024
+    return max(0, min(int(available.split()[1]) * 1024, _left_of_addresses(), *_left_in_groups()))
+
+
+def _left_of_addresses() -> int:
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - _pages(0)
+
+
+def _left_in_groups(
+    groups: Path = Path("/sys/fs/cgroup"), memberships: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
+    """What each control group of this process that has a limit leaves, in either version of Linux's interface.
+
+    Cached files count as left: the kernel drops them first.
+    """
+    lines = memberships.read_text().splitlines() if memberships.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            top, limit, usage, cached = groups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, usage = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        own = top / path.lstrip("/")  # seen from inside a container it may be missing, but not what is above it
+        for group in (own, *own.parents):
+            if not group.is_relative_to(top):
+                break
+            with contextlib.suppress(OSError, ValueError):  # no such group, no limit ("max")
+                left = int((group / limit).read_text()) - int((group / usage).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield left + int(stat.get(cached, 0))
+
+
+def _pages(place: int) -> int:
+    """Bytes of this process: all of its addresses (0), or what is resident (1)."""
+    return int(Path("/proc/self/statm").read_text().split()[place]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def used(device: torch.device) -> int:
@@ -38,7 +81,7 @@ def used(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return _pages(1)
     except OSError:
         return 0
 
@@ -66,9 +109,8 @@ def capped() -> Iterator[None]:
     if not available:
         yield
         return
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [limit for limit in (soft, hard, held + available) if limit != resource.RLIM_INFINITY]
+    limits = [limit for limit in (soft, hard, _pages(0) + available) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     try:
         yield
@@ -80,6 +122,25 @@ def exhausted(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory; torch has no class for it on the CPU."""
     said = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(part in str(error) for part in said)
+
+
+@contextlib.contextmanager
+def scoring_within() -> Iterator[None]:
+    """Where memory runs out inside the block, say so.
+
+    Raises:
+        ScoreError: there is not enough memory; says how to need less.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ScoreError(
+            f"scoring: memory ran out ({reason}); give smaller batches, and memory=0 (--memory 0), which asks for "
+            "the least that there is a way to score in"
+        ) from error
 
 
 def release() -> None:

@@ -25,7 +25,7 @@ from fxprune.latency import within_latency
 from fxprune.loss import Loss, classification
 from fxprune.masks import Cut, Masks, Ranking, Schedule, check_cut, cut, cut_alive
 from fxprune.masks import schedule as schedule_of
-from fxprune.memory import check_memory, kept_by_the_allocator
+from fxprune.memory import check_memory, kept_by_the_allocator, scoring_within
 from fxprune.model import PrunedModel, PruneRecord, Whole
 from fxprune.pattern import Pattern, check_pattern
 from fxprune.progress import working
@@ -238,7 +238,7 @@ def prune_channels(
     at_live_point = live and chosen.live
     scoring = prepare(captured, selected, batches, loss_fn, live=at_live_point, mode=chosen.mode, seed=seed)
     scoring = replace(scoring, constants=_constants(example_kwargs), memory=memory)
-    with kept_by_the_allocator():
+    with scoring_within(), kept_by_the_allocator():
         saliency = chosen.saliency(scoring)
     options: dict[str, Any] = {"ranking": ranking, "normalise": normalise, "floor": floor, "round_to": round_to}
 
@@ -330,7 +330,7 @@ def _score(
     masks: Masks | None = None
     zero_share = math.nan
     for sparsity in sparsities:
-        with kept_by_the_allocator():
+        with scoring_within(), kept_by_the_allocator():
             saliency = criterion.saliency(replace(scoring, masks=masks))
         if masks is None:
             zero_share = saliency.zero_share

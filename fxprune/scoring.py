@@ -23,6 +23,7 @@ from fxprune.doubly import make_doubly_differentiable, twice_differentiable_call
 from fxprune.errors import DataError, ScoreError
 from fxprune.live import LiveChange, open_branches, revive
 from fxprune.loss import Loss
+from fxprune.memory import exhausted
 from fxprune.program import Pass, node_named, operand_value
 from fxprune.regions import CapturedModel, Mode, Region
 from fxprune.weights import Weights
@@ -166,9 +167,9 @@ class Scoring:
 def _computed(value: Callable[[Any, Tensor], Tensor], inputs: Any, targets: Tensor) -> Tensor:
     try:
         return value(inputs, targets)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if exhausted(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"data: the model or its loss cannot take this batch: {reason}") from error
 
