@@ -176,13 +176,18 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, of means over seeds."""
-    lines = ["| network | sparsity | fxprune | plain float32 | difference, points | seeds |", "|---" * 6 + "|"]
+    """Markdown, of means over seeds; of the difference also the standard deviation over them, and the worst."""
+    lines = [
+        "| network | sparsity | fxprune | plain float32 | difference, points | worst | seeds |",
+        "|---" * 7 + "|",
+    ]
     for case, sparsity in dict.fromkeys((row["case"], row["sparsity"]) for row in rows):
         own = [row for row in rows if (row["case"], row["sparsity"]) == (case, sparsity)]
-        ours, plain = (100 * statistics.fmean(row[side] for row in own) for side in ("fxprune", "plain"))
-        cells = f"{ours:.3f}% | {plain:.3f}% | {ours - plain:+.3f} | {len(own)}"
-        lines.append(f"| {case} | {100 * sparsity:g}% | {cells} |")
+        ours, plain = (statistics.fmean(row[side] for row in own) for side in ("fxprune", "plain"))
+        differences = [100 * (row["fxprune"] - row["plain"]) for row in own]
+        spread = f" ± {statistics.stdev(differences):.3f}" if len(own) > 1 else ""
+        cells = f"{100 * ours:.3f}% | {100 * plain:.3f}% | {100 * (ours - plain):+.3f}{spread}"
+        lines.append(f"| {case} | {100 * sparsity:g}% | {cells} | {min(differences):+.3f} | {len(own)} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, what to say when it runs out, and an allocator that does not hand it back meanwhile."""
+"""How much memory there is, what is said when it runs out, and an allocator that holds on to what is freed."""
 
 from __future__ import annotations
 
