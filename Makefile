@@ -38,7 +38,7 @@ wheel-check: .venv/ready
 
 # the oldest versions that pyproject.toml allows, in an environment of its own
 test-oldest: .venv-oldest/ready
-	.venv-oldest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python benchmarks/robustness.py suite --json out/oldest.json
 
 .venv-oldest/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest

@@ -29,6 +29,7 @@ def circumstances(*packages: str) -> Row:
 def write(file: Path | None, rows: Sequence[Row], *packages: str) -> None:
     """A whole record as one JSON object, if a file is given."""
     if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**circumstances(*packages), "rows": rows}, indent=1) + "\n")
 
 
