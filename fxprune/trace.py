@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import linecache
 import math
 import random
 import warnings
@@ -26,6 +27,8 @@ from fxprune import operators
 from fxprune.errors import CaptureError
 from fxprune.program import Input, Program, attribute, copy_graph
 from fxprune.regions import Mode
+
+_SOURCES = 500  # a capture makes about twenty
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def forget(exported: torch.export.ExportedProgram) -> None:
 
     A shape environment and the tensors of its trace hold each other by way of C++, where Python's collector sees
     nothing, and caches of torch hold the environment: without this, each capture would stay in memory for good
-    (``benchmarks/long_use.py``). What another version of torch does not have is passed over.
+    (``benchmarks/long_use.py``). So would the source of every function that a graph was made into, which torch
+    keeps for tracebacks: those of the last ones stay. What another version of torch does not have is passed over.
     """
     values = [node.meta.get("val") for node in exported.graph.nodes]
     modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
@@ -81,6 +85,10 @@ def forget(exported: torch.export.ExportedProgram) -> None:
             getattr(environment, "fake_tensor_cache", {}).clear()
     for cached in (FakeTensorMode, *vars(ShapeEnv).values()):
         getattr(cached, "cache_clear", lambda: None)()
+    sources = getattr(getattr(fx.graph_module, "_loader", None), "eval_cache", {})
+    for name in list(sources)[:-_SOURCES]:
+        sources.pop(name, None)
+        linecache.cache.pop(name, None)
 
 
 def with_real_batch(inputs: Any) -> tuple[Any, int]:

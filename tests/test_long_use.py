@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import linecache
 from pathlib import Path
 
 import long_use
 import pytest
 import torch
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fxprune
+from fxprune import trace
 
 
 def traces() -> int:
@@ -24,6 +27,14 @@ def test_captures_that_are_over_leave_nothing() -> None:
     for _ in range(4):
         fxprune.capture(long_use.network(), (torch.zeros(2, 1, 8, 8),))
     assert traces() <= before + 1
+
+
+def test_the_sources_of_old_graphs_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_SOURCES", 5)
+    captured = fxprune.capture(long_use.network(), (torch.zeros(2, 1, 8, 8),))
+    kept = [name for name in linecache.cache if name.startswith("<eval_with_key>")]
+    assert len(kept) <= len(fx.graph_module._loader.eval_cache) < 20
+    captured.host.eval()(torch.zeros(2, 1, 8, 8))
 
 
 def test_rounds_level_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
