@@ -507,7 +507,8 @@ class _Layers:
     def __init__(self, graph: fx.Graph, state: Sequence[str], empty: Sequence[str]) -> None:
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self._weights = dict(zip(state, placeholders, strict=False))
-        edges = nx.DiGraph((source, node) for node in graph.nodes for source in node.all_input_nodes)
+        edges: nx.DiGraph[fx.Node] = nx.DiGraph()
+        edges.add_edges_from((source, node) for node in graph.nodes for source in node.all_input_nodes)
         edges.add_nodes_from(graph.nodes)
         inputs = placeholders[len(state) :]
         self._activations = set(inputs).union(*(nx.descendants(edges, node) for node in inputs))
