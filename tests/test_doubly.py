@@ -177,5 +177,17 @@ def test_statistics_of_large_batches_are_exact_to_the_last_digits(
     assert int(((found > 0) != (exact > 0)).sum()) <= 2
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_long_convolutions_round_no_more_than_those_of_other_images(memory_format: torch.memory_format) -> None:
+    """For the same reason."""
+    x = torch.randn(8, 256, 8, 8).relu().contiguous(memory_format=memory_format)
+    weight = torch.randn(256, 256, 3, 3) / 48
+    exact = torch.conv2d(x.double(), weight.double(), padding=1)
+    found = doubly.convolution(x, weight, padding=(1,))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    plain = torch.conv2d(x.contiguous(), weight, padding=1)
+    assert float((found - exact).square().mean()) < 1.5 * float((plain - exact).square().mean())
+
+
 def _double(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.double() for tensor in tensors]
