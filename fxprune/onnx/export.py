@@ -224,14 +224,20 @@ def _batch_attention(graph: fx.Graph) -> None:
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         before = node.meta["shape"][:-3]
-        if len(before) < 2 or operators.argument(node, 3, "attn_mask") is not None:
+        there: tuple[Any, tuple[Any, ...]]
+        back: tuple[Any, tuple[Any, ...]]
+        if len(node.meta["shape"]) == 3:  # heads that are part of the batch
+            there, back = (aten.unsqueeze.default, (0,)), (aten.squeeze.dim, (0,))
+        elif len(before) > 1 and operators.argument(node, 3, "attn_mask") is None:
+            there, back = (aten.flatten.using_ints, (0, -4)), (aten.unflatten.int, (0, [-1, *before[1:]]))
+        else:
             continue
         with graph.inserting_before(node):
             for place in range(3):
-                node.update_arg(place, graph.call_function(aten.flatten.using_ints, (node.args[place], 0, -4)))
+                node.update_arg(place, graph.call_function(there[0], (node.args[place], *there[1])))
         with graph.inserting_after(node):
-            apart = graph.call_function(aten.unflatten.int, (node, 0, [-1, *before[1:]]))
-        node.replace_all_uses_with(apart, delete_user_cb=lambda user, apart=apart: user is not apart)
+            result = graph.call_function(back[0], (node, *back[1]))
+        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
 
 
 def _spell_out(graph: fx.Graph) -> None:
