@@ -82,6 +82,18 @@ class FoldedHeads(nn.Module):
         return self.out(y.view(batch, 2, tokens, -1).transpose(1, 2).reshape(batch, tokens, -1))
 
 
+class TwoImages(nn.Module):
+    """Two inputs go through a layer as one batch, as the images of an optical flow do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.one(torch.cat([x, x.flip(1)])).chunk(2)
+        return self.two(first.relu() * second)
+
+
 class Scaled(nn.Module):
     """A convolution and a normalisation without shifts: an exporter makes zeros for both, in two shapes."""
 
@@ -227,6 +239,7 @@ CASES = {
     ),
     "windows": Case(Windows, normal(15, 8), ["output"], ["qkv.weight", "out.weight"]),
     "folded heads": Case(FoldedHeads, normal(5, 8), ["output"], ["qkv.weight", "out.weight"]),
+    "two images": Case(TwoImages, normal(6), ["output"], ["one.weight", "two.weight"]),
     "scaled": Case(Scaled, normal(3, 4, 4), ["output"], ["first.weight"]),
     "tied text": Case(TiedText, tokens, ["output"], ["body.weight", "embedding.weight"]),
     "tied layers": Case(TiedLayers, normal(6), ["output"], ["first.weight"]),

@@ -138,6 +138,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     _add_zeros_to_volumes(folded.graph)
     _make_views_legal(folded.graph)
     _spell_out(folded.graph)
+    _part_batches(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
     batch = _batch(program)
@@ -238,6 +239,21 @@ def _batch_attention(graph: fx.Graph) -> None:
         with graph.inserting_after(node):
             result = graph.call_function(back[0], (node, *back[1]))
         node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+
+
+def _part_batches(graph: fx.Graph) -> None:
+    """Take batches that went through a layer as one apart by a dimension of their own.
+
+    Of pieces whose size follows the batch's, the exporter cannot prove how many there are.
+    """
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.chunk.default):
+        data, chunks = node.args[:2]
+        dim = operators.argument(node, 2, "dim", 0) % len(data.meta["shape"])
+        if dim in data.meta["dynamic"]:
+            with graph.inserting_before(node):
+                apart = graph.call_function(aten.unflatten.int, (data, dim, [chunks, -1]))
+            node.target, node.args, node.kwargs = aten.unbind.int, (apart, dim), {}
 
 
 def _spell_out(graph: fx.Graph) -> None:
