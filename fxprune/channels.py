@@ -8,7 +8,7 @@ sum over all weights in its slices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.coupling import Coupling
-from fxprune.coupling.atoms import FIXED
+from fxprune.coupling.atoms import FIXED, Labels
 from fxprune.errors import ShrinkError
 from fxprune.saliency import Saliency
 from fxprune.weights import PrunableWeight, Weights
@@ -174,7 +174,11 @@ def check_included(coupling: Coupling, weights: Weights, selected: Weights, incl
 
 
 def _units_of(coupling: Coupling, weight: PrunableWeight) -> set[int]:
-    return {int(root) for labels in coupling.labels_of(weight) for root in coupling.atoms.roots(labels)} - {FIXED}
+    return _units_in(coupling, coupling.labels_of(weight))
+
+
+def _units_in(coupling: Coupling, labels: Sequence[NDArray[np.int64]]) -> set[int]:
+    return {int(root) for array in labels for root in coupling.atoms.roots(array)} - {FIXED}
 
 
 def _places(coupling: Coupling, worth: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -186,14 +190,28 @@ def _places(coupling: Coupling, worth: NDArray[np.float64]) -> NDArray[np.float6
     return places
 
 
+def _factors(coupling: Coupling, weight: PrunableWeight) -> Iterator[tuple[Labels, list[NDArray[np.int64]]]]:
+    """For each product with a weight: labels of the weight, and of the rows that it is computed for.
+
+    Rows are what else the result has: channels, where a layer mixes the places of each, or heads in the batch.
+    """
+    own = coupling.labels_of(weight)
+    values = {node.name: labels for node, labels in coupling.flows[weight.region, "eval"].values.items()}
+    for name in weight.products:
+        result = values[name] or ()
+        arrays = [array for array in result if not isinstance(array, tuple)]  # a recurrent layer has no such rows
+        yield own, [a for a in arrays if not _units_in(coupling, [a]) & _units_in(coupling, own)]
+
+
 class _Costs:
     """What a model costs without some of its units."""
 
     def __init__(self, coupling: Coupling, weights: Weights) -> None:
         self._size = len(coupling.atoms)
         self._products = [
-            (weight.macs, [coupling.atoms.roots(array) for array in coupling.labels_of(weight)])
+            (weight.macs / len(weight.products), [coupling.atoms.roots(array) for array in (*own, *rows)])
             for weight in weights
+            for own, rows in _factors(coupling, weight)
         ]
         self._tensors = [
             (math.prod(len(array) for array in labels), [coupling.atoms.roots(array) for array in labels])
@@ -224,6 +242,9 @@ def _sums(
             np.add.at(worth, roots, values.sum(axis=others))
             np.add.at(size, roots, values.size / len(roots))
             np.add.at(macs, roots, weight.macs / len(roots))
+        for _, rows in _factors(coupling, weight):
+            for roots in map(coupling.atoms.roots, rows):
+                np.add.at(macs, roots, weight.macs / len(weight.products) / len(roots))
     return worth, size, macs
 
 

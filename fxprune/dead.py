@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from fxprune import operators
 from fxprune.analysis.effective import effective
 from fxprune.coupling import Coupling, couple
+from fxprune.coupling.atoms import Labels
 from fxprune.coupling.flow import Flow
 from fxprune.errors import ShrinkError
 from fxprune.model import PrunedModel, Whole, require_pruned
@@ -37,6 +38,7 @@ from fxprune.weights import Weights, find_weights
 
 _SAME = 1e-6  # relative: constants of both modes that differ by less are one
 _FOLDABLE = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+_SHAPED = frozenset(("empty_like", "new_empty"))  # take a shape alone, and give what memory holds
 
 # By name of a parameter or buffer and number of a unit: what is to be added to it when that unit goes.
 Shifts = dict[str, dict[int, Tensor]]
@@ -156,7 +158,11 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 class _Watch(fx.Interpreter):
-    """Runs one graph with masked weights, and looks at every operator that sums over dead channels.
+    """Runs one graph with masked weights, and looks at every operator that reads dead channels.
+
+    What it gives for other channels has to be the same without them, or to differ by a constant. That is asked of
+    operators whose result has the same dead channels too: a layer with a shortcut around it reads those that it
+    adds to.
 
     Attributes:
         blamed: dead units that change something when they go.
@@ -169,7 +175,7 @@ class _Watch(fx.Interpreter):
         program = region._fxprune[mode]
         # running statistics move in training, so that each run has its own
         super().__init__(fx.GraphModule(copy.deepcopy(region), program.graph), garbage_collect_values=False)
-        self._inputs = program.sample_inputs(3)
+        self._inputs = program.sample_inputs(program.batch)  # that of the labels: heads may be part of the batch
         self._coupling, self._dead = coupling, np.array(sorted(dead))
         flow: Flow = coupling.flows[path, mode]
         self._labels: dict[str, Any] = {node.name: labels for node, labels in flow.values.items()}
@@ -189,18 +195,47 @@ class _Watch(fx.Interpreter):
         self.run(*(leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self._inputs))
 
     def run_node(self, node: fx.Node) -> Any:
+        read = self._read(node)
+        units = (self._dead[:0], self._dead)
+        if read and not self._same_alive(node, *(self._called(node, read, each) for each in units)):
+            self._differs(node, read)
         value = super().run_node(node)
         if node.name in self._masks:
             value = torch.where(self._masks[node.name], value, torch.zeros_like(value))
-        if node.op == "call_function" and (ends := self._ending(node)):
-            self._ends(node, value, ends)
         return value
 
-    def _ending(self, node: fx.Node) -> set[int]:
-        """Dead units that an operator's arguments have, and its result has not."""
-        inputs = [each for each in node.all_input_nodes if isinstance(self.env.get(each), Tensor)]
-        found = set[int]().union(*(self._dead_in.get(each.name, set()) for each in inputs))
-        return found - self._dead_in.get(node.name, set())
+    def _read(self, node: fx.Node) -> list[fx.Node]:
+        """The arguments of a call that have dead units."""
+        if node.op != "call_function" or operators.name_of(node) in _SHAPED:
+            return []
+        tensors = [each for each in node.all_input_nodes if isinstance(self.env[each], Tensor)]
+        return [each for each in tensors if self._dead_in.get(each.name)]
+
+    def _called(self, node: fx.Node, read: list[fx.Node], without: NDArray[np.int64]) -> Any:
+        """What a call gives without some units: on copies, as it may change them, and as kernels go by strides."""
+        values: dict[fx.Node, Any] = {each: self.env[each].clone() for each in operators.changed(node)}
+        values |= {each: self._zeroed(self.env[each], self._labels[each.name], without) for each in read}
+        return node.target(*self._given(node.args, values), **self._given(node.kwargs, values))  # type: ignore[operator]
+
+    def _same_alive(self, node: fx.Node, *values: Any) -> bool:
+        """Whether two results are equal in all places but those of dead units."""
+        labels = self._labels[node.name]
+        several = isinstance(values[0], (tuple, list))
+        return all(
+            _equal(
+                *(self._zeroed(value, found, self._dead) if isinstance(value, Tensor) else value for value in pair)
+            )
+            for *pair, found in (zip(*values, labels, strict=True) if several else [(*values, labels)])
+        )
+
+    def _differs(self, node: fx.Node, read: list[fx.Node]) -> None:
+        """Make up for what changes when dead units go, or keep them."""
+        if operators.name_of(node) in _FOLDABLE and (place := _shiftable(node)):
+            self._fold(node, *place)
+        else:
+            self.blamed |= {
+                unit for each in read for unit in self._dead_in[each.name] if self._is_something(each, unit)
+            }
 
     def _of_dead(self, labels: Any) -> set[int]:
         arrays = [array for array in pytree.tree_leaves(labels) if isinstance(array, np.ndarray)]
@@ -209,42 +244,33 @@ class _Watch(fx.Interpreter):
     def _roots(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._coupling.atoms.roots(labels)
 
-    def _ends(self, node: fx.Node, value: Any, ends: set[int]) -> None:
-        dying = [each for each in node.all_input_nodes if self._dead_in.get(each.name, set()) & ends]
-        without = {each: self._zeroed(each, ends) for each in dying}
-        again = node.target(*self._given(node.args, without), **self._given(node.kwargs, without))  # type: ignore[operator]
-        if all(_equal(old, new) for old, new in zip(*map(pytree.tree_leaves, (value, again)), strict=True)):
-            return
-        if operators.name_of(node) in _FOLDABLE and (place := _shiftable(node)):
-            self._fold(node, ends, *place)
-        else:
-            self.blamed |= {unit for unit in ends for each in without if self._is_something(each, unit)}
-
     def _given(self, arguments: Any, values: Mapping[fx.Node, Any]) -> Any:
         return fx.node.map_arg(arguments, lambda node: values.get(node, self.env[node]))
 
-    def _zeroed(self, node: fx.Node, units: set[int]) -> Tensor:
-        value = self.env[node]
-        assert isinstance(value, Tensor)
-        for dim, labels in enumerate(self._labels[node.name]):
-            stays = torch.from_numpy(~np.isin(self._roots(labels), list(units))).to(value.device)
-            if not bool(stays.all()):
-                value = torch.where(stays.view(_along(dim, value.dim())), value, torch.zeros_like(value))
+    def _zeroed(self, value: Tensor, labels: Labels, units: NDArray[np.int64]) -> Tensor:
+        """A copy with zeros in the place of units."""
+        value = value.clone()
+        for dim, array in enumerate(labels):
+            places = np.flatnonzero(np.isin(self._roots(array), units))
+            if len(places):
+                value.index_fill_(dim, torch.from_numpy(places).to(value.device), 0)
         return value
 
     def _is_something(self, node: fx.Node, unit: int) -> bool:
-        return not torch.equal(self._zeroed(node, {unit}), self.env[node])
+        value = self.env[node]
+        return not torch.equal(self._zeroed(value, self._labels[node.name], np.array([unit])), value)
 
-    def _fold(self, node: fx.Node, ends: set[int], name: str, sign: float) -> None:
-        """What a convolution or linear layer adds up from channels that are constant."""
+    def _fold(self, node: fx.Node, name: str, sign: float) -> None:
+        """What a convolution or linear layer adds up from channels that are constant, for results that stay."""
         assert isinstance(node.args[0], fx.Node)
         inputs, weight = self._given(node.args[:2], {})
         dim = inputs.dim() - 1 if weight.dim() == 2 else inputs.dim() - weight.dim() + 1
-        roots = self._roots(self._labels[node.args[0].name][dim])
+        roots, results = (self._roots(self._labels[each.name][dim]) for each in (node.args[0], node))
+        alive = torch.from_numpy(~np.isin(results, self._dead)).to(weight.device)[:, None]
         rows = inputs.movedim(dim, 0).flatten(1)
         groups = argument(node, 6, "groups", 1) if weight.dim() > 2 else 1
-        for unit in ends:
-            taps = {c: _taps(weight, int(c), groups) for c in np.flatnonzero(roots == unit)}
+        for unit in np.intersect1d(roots, self._dead).tolist():
+            taps = {c: _taps(weight, int(c), groups) * alive for c in np.flatnonzero(roots == unit)}
             channels = [c for c in taps if bool((taps[c] != 0).any()) and bool((rows[c] != 0).any())]
             if not channels:
                 continue
@@ -291,7 +317,3 @@ def _covered(node: fx.Node) -> bool:
 
 def _equal(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
-
-
-def _along(dim: int, rank: int) -> list[int]:
-    return [-1 if place == dim else 1 for place in range(rank)]

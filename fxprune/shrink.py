@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, fx, nn
 from fxprune import operators
 from fxprune.coupling import Coupling, couple
 from fxprune.coupling.atoms import Labels
-from fxprune.coupling.rules import whole_groups
+from fxprune.coupling.rules import COUNT_ZEROS, reduced_over, takes_all, whole_groups
 from fxprune.errors import ShrinkError
 from fxprune.operators import argument
 from fxprune.regions import CapturedModel
@@ -140,17 +141,17 @@ def _state(host: nn.Module) -> list[tuple[str, Tensor]]:
     return [*host.named_parameters(remove_duplicate=False), *host.named_buffers(remove_duplicate=False)]
 
 
-def _resize(graph: fx.Graph, values: Mapping[str, Any], kept: Kept) -> None:
+def _resize(graph: fx.Graph, values: dict[str, Any], kept: Kept) -> None:
     """Sizes that are written into the calls of a graph become those that are left."""
-    for node in graph.nodes:
+    for node in list(graph.nodes):  # not what is added on the way
         labels = values.get(node.name)
+        if "shape" in node.meta and isinstance(labels, tuple) and len(labels) == len(node.meta["shape"]):
+            node.meta.setdefault("whole", node.meta["shape"])  # weights keep the names that they had
+            node.meta["shape"] = tuple(kept.count(array) for array in labels)
         if node.op == "call_function":
             change = _CHANGES.get(operators.name_of(node))
             if change is not None and labels is not None:
                 change(_Call(node, labels, values, kept))
-        if "shape" in node.meta and isinstance(labels, tuple) and len(labels) == len(node.meta["shape"]):
-            node.meta.setdefault("whole", node.meta["shape"])  # weights keep the names that they had
-            node.meta["shape"] = tuple(kept.count(array) for array in labels)
 
 
 def _regroup(region: nn.Module, graph: fx.Graph) -> None:
@@ -170,7 +171,7 @@ class _Call:
 
     node: fx.Node
     labels: Any
-    values: Mapping[str, Any]
+    values: dict[str, Any]
     kept: Kept
 
     def of(self, place: int) -> Labels:
@@ -184,19 +185,29 @@ class _Call:
         """A dimension that an argument names, from the left."""
         return int(argument(self.node, place, name, default)) % len(self.of(0))
 
+    def followed(self, node: fx.Node, operator: Callable[..., Any], *args: Any) -> fx.Node:
+        """Another call on what this one gives, or what follows it, in its place."""
+        with node.graph.inserting_after(node):
+            new = node.graph.call_function(operator, (node, *args))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.values[new.name] = self.labels
+        return new
 
-def _sizes_at(place: int) -> Callable[[_Call], None]:
-    """Sizes of the result, in an argument."""
 
-    def change(call: _Call) -> None:
-        sizes = list(argument(call.node, place, "size"))
-        for at, (size, array) in enumerate(zip(sizes, call.labels[-len(sizes) :], strict=True)):
-            left = call.kept.count(array)
-            if left != len(array) and size != -1:
-                sizes[at] = -1 if isinstance(size, fx.Node) else left
-        call.node.update_arg(place, sizes)
-
-    return change
+def _sizes(call: _Call) -> None:
+    """Sizes of the result; where one is computed and gets smaller, it is left to be inferred, and no other is."""
+    sizes = list(argument(call.node, 1, "size"))
+    left = [call.kept.count(array) for array in call.labels[-len(sizes) :]]
+    smaller = [now != len(array) for now, array in zip(left, call.labels[-len(sizes) :], strict=True)]
+    computed = any(isinstance(size, fx.Node) and less for size, less in zip(sizes, smaller, strict=True))
+    inferred = computed and operators.name_of(call.node) != "expand"  # whose -1 is no size
+    for at, (size, now, less) in enumerate(zip(sizes, left, smaller, strict=True)):
+        if size == -1:
+            sizes[at] = now if inferred else -1
+        elif less:
+            sizes[at] = -1 if isinstance(size, fx.Node) else now
+    call.node.update_arg(1, sizes)
 
 
 def _unflatten(call: _Call) -> None:
@@ -218,7 +229,7 @@ def _split(call: _Call) -> None:
 def _slice(call: _Call) -> None:
     dim = call.dim(1, "dim", 0)
     kept = call.kept(call.of(0)[dim])
-    if kept.all():
+    if kept.all() or takes_all(call.node, len(kept)):
         return
     start, end, _ = slice(argument(call.node, 2, "start"), argument(call.node, 3, "end")).indices(len(kept))
     call.node.args = (call.node.args[0], dim, int(kept[:start].sum()), int(kept[:end].sum()))
@@ -236,6 +247,53 @@ def _convolution(call: _Call) -> None:
 def _group_norm(call: _Call) -> None:
     groups = int(call.node.args[1])  # type: ignore[arg-type]
     call.node.update_arg(1, int(call.kept(call.of(0)[1].reshape(groups, -1)).all(1).sum()))
+
+
+def _mean(call: _Call) -> None:
+    """What is gone counts as zeros: the sum is the same, and is divided by the size that it had."""
+    data = call.of(0)
+    arrays = [data[place] for place in reduced_over(call.node, len(data))]
+    share = math.prod(call.kept.count(array) for array in arrays) / math.prod(len(array) for array in arrays)
+    if share != 1:
+        call.followed(call.node, torch.ops.aten.mul.Tensor, share)
+
+
+def _among_zeros(call: _Call) -> None:
+    """The largest, the least or the variance of what is left and of zeros where some are gone."""
+    _padded(call, reduced_over(call.node, len(call.of(0))))
+
+
+def _normalisation(call: _Call) -> None:
+    """Over as many elements as before, zeros where some are gone; of the result only what is left has a scale."""
+    node, rank = call.node, len(call.labels)
+    over = range(rank - len(argument(node, 1, "normalized_shape")), rank)
+    if not _padded(call, over):
+        return
+    affine = node.args[2:4] if operators.name_of(node) == "layer_norm" else node.args[2:3]
+    node.args = (*node.args[:2], *(None for _ in affine), *node.args[2 + len(affine) :])
+    left, last = node.meta["shape"], node
+    node.meta["shape"] = node.meta["whole"]
+    for place in over:
+        last = call.followed(last, torch.ops.aten.slice.Tensor, place, 0, left[place])
+    last.meta["shape"] = left
+    for parameter, operator in zip(affine, (torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor), strict=False):
+        last = call.followed(last, operator, parameter) if parameter is not None else last
+
+
+def _padded(call: _Call, over: Container[int]) -> bool:
+    """Put zeros behind what is left along some dimensions of the first argument; whether any is gone."""
+    data = call.of(0)
+    gone = [len(array) - call.kept.count(array) if place in over else 0 for place, array in enumerate(data)]
+    source = call.node.args[0]
+    assert isinstance(source, fx.Node)
+    if any(gone):
+        widths = [width for count in reversed(gone) for width in (0, count)]
+        with call.node.graph.inserting_before(call.node):
+            padded = call.node.graph.call_function(torch.ops.aten.constant_pad_nd.default, (source, widths))
+        sizes = zip(source.meta["shape"], gone, strict=True)
+        padded.meta = {**source.meta, "shape": tuple(size + count for size, count in sizes)}
+        call.node.update_arg(0, padded)
+    return any(gone)
 
 
 def _recurrent(call: _Call) -> None:
@@ -258,11 +316,14 @@ def _with_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
 _GROUPS = {**dict.fromkeys(("conv1d", "conv2d", "conv3d"), (1, "groups")), "group_norm": (2, "num_groups")}
 
 _CHANGES: dict[str, Callable[[_Call], None]] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes_at(1)),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand"), _sizes),
     "unflatten": _unflatten,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     "slice": _slice,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "group_norm": _group_norm,
+    "mean": _mean,
+    **dict.fromkeys(COUNT_ZEROS - {"mean"}, _among_zeros),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _normalisation),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }

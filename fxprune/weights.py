@@ -37,6 +37,7 @@ class PrunableWeight:
         macs: multiply-adds a sample, dense, in evaluation mode (see `operators.macs`).
         region: path of the captured region.
         sites: for each mode in which it is used, the name of its node in that mode's graph.
+        products: names of the nodes of these products in the evaluation graph.
         input_dim: the dimension that all its products sum over; None where that is not one, or not the same.
     """
 
@@ -48,6 +49,7 @@ class PrunableWeight:
     macs: int
     region: str
     sites: Mapping[Mode, str]
+    products: tuple[str, ...]
     input_dim: int | None
 
     @property
@@ -213,10 +215,13 @@ class _Site:
             0,
             region,
             {},
+            (),
             self._input_dim(),
         )
-        sites = {**weight.sites, mode: self.node.name}
-        return replace(weight, sites=sites, macs=macs if mode == "eval" else weight.macs)
+        weight = replace(weight, sites={**weight.sites, mode: self.node.name})
+        if mode == "eval":
+            weight = replace(weight, macs=macs, products=tuple(user.name for user, _ in self.uses))
+        return weight
 
     def _input_dim(self) -> int | None:
         found = set()

@@ -56,11 +56,13 @@ def test_a_unit_is_worth_the_sum_of_its_weights() -> None:
     assert max(worth[unit] for unit in cut) <= min(worth[unit] for unit in set(worth) - set(cut))
 
 
-@pytest.mark.parametrize("cost", ["macs", "params"])
+@pytest.mark.parametrize(
+    ("name", "cost"), [("chain", "macs"), ("chain", "params"), ("places of each channel", "macs")]
+)
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
-def test_the_budget_is_met_and_not_by_more_than_a_unit(cost: str, share: float) -> None:
-    captured = built(EXAMPLES["chain"])
-    coupling, weights, values = ready("chain")
+def test_the_budget_is_met_and_not_by_more_than_a_unit(name: str, cost: str, share: float) -> None:
+    captured = built(EXAMPLES[name])
+    coupling, weights, values = ready(name)
 
     def left(cut: list[int]) -> float:
         shrunk = shrink(captured, coupling, cut)

@@ -74,6 +74,24 @@ def _products(net: Any, x: Tensor) -> Tensor:
     return net.out(y.view(batch, 3, tokens, 4).transpose(1, 2).flatten(2))
 
 
+def _folded(net: Any, x: Tensor) -> Tensor:
+    """Heads folded into the batch with q, k and v apart, by a size that is computed and one that is inferred."""
+    batch, tokens, _ = x.shape
+    qkv = net.qkv(x).reshape(batch, tokens, 3, 3, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.reshape(3, batch * 3, tokens, -1).unbind(0)
+    v = v[:, :, None][:, :, 0]
+    y = F.scaled_dot_product_attention(q, k, v).view(batch, 3, tokens, -1)
+    return net.out(y.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+def _inferred(net: Any, x: Tensor) -> Tensor:
+    batch, tokens, _ = x.shape
+    qkv = net.qkv(x).reshape(batch, tokens, 3, 3, 4).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.reshape(3, -1, tokens, 4).unbind(0)
+    y = F.scaled_dot_product_attention(q, k, v).view(-1, 3, tokens, 4)
+    return net.out(y.transpose(1, 2).reshape(batch, tokens, 12))
+
+
 def _grouped_query(net: Any, x: Tensor) -> Tensor:
     batch, tokens, _ = x.shape
     q = net.q(x).view(batch, tokens, 4, 3).transpose(1, 2)
@@ -111,6 +129,42 @@ def _without_key_bias(net: Any, x: Tensor) -> Tensor:
     bias[4:8].zero_()
     q, k, v = F.linear(x, net.qkv.weight, bias).chunk(3, -1)
     return net.out(q * k + v)
+
+
+def _tokens(net: Any, x: Tensor) -> Tensor:
+    """A class token, places, and a branch with a scale of its own."""
+    y = torch.cat([net.token.expand(x.shape[0], -1, -1), net.a(x).flatten(2).transpose(1, 2)], 1) + net.places
+    y = y + net.scale * net.c(F.gelu(net.b(net.norm(y))))
+    return net.head(net.last(y)[:, 0])
+
+
+def _reductions(net: Any, x: Tensor) -> Tensor:
+    """All that zeros can be counted in, and what does not change with their number."""
+    y = net.norm(net.a(x))
+    found = [y.mean(1, keepdim=True), y.amax(1, keepdim=True), y.amin(1, keepdim=True), y.var(1, keepdim=True)]
+    found += [y.std((1, 2), keepdim=True), y.sum(1, keepdim=True), y.norm(dim=1, keepdim=True), y.mean()]
+    return pooled(net, y * sum(each.sigmoid() for each in found))
+
+
+def _centred(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = y - y.mean(1, keepdim=True)
+    return pooled(net, y * (y.square().mean(1, keepdim=True) + 1e-6).rsqrt())
+
+
+def _written(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y[:, :, 1:] += 1.0
+    return pooled(net, y * y.mean(1, keepdim=True))
+
+
+def _responding(net: Any, x: Tensor) -> Tensor:
+    """Global response normalisation, as ConvNeXt V2 has it."""
+    y = F.gelu(net.a(x))
+    size = y.norm(dim=1, keepdim=True)
+    return net.head(
+        (y + torch.addcmul(net.shift, net.scale, y * (size / (size.mean(-1, keepdim=True) + 1e-6)))).mean(1)
+    )
 
 
 EXAMPLES = {
@@ -234,6 +288,18 @@ EXAMPLES = {
         {("q.weight", 0): 3, ("v.weight", 0): 3, ("out.weight", 1): 3},
         {},
     ),
+    "heads in the batch by a computed size": Example(
+        lambda: Net(_folded, qkv=nn.Linear(7, 36), out=nn.Linear(12, 7)),
+        (5, 7),
+        {("qkv.weight", 0): 3, ("qkv.bias", 0): 3, ("out.weight", 1): 3},
+        {},
+    ),
+    "heads in the batch by an inferred size": Example(
+        lambda: Net(_inferred, qkv=nn.Linear(7, 36), out=nn.Linear(12, 7)),
+        (5, 7),
+        {("qkv.weight", 0): 3, ("out.weight", 1): 3},
+        {},
+    ),
     "heads with a token set aside": Example(
         lambda: Net(
             _pooled_heads,
@@ -297,6 +363,17 @@ EXAMPLES = {
         {("b.weight_ih_l0", 0): 4, ("c.weight", 1): 4},
         {("b.weight_ih_l0", 1): "an input"},
     ),
+    "places of each channel": Example(
+        lambda: Net(
+            lambda net, x: net.head(net.mix(net.a(x).flatten(2)).relu().mean(2)),
+            a=conv(3, 8),
+            mix=nn.Linear(64, 64),
+            head=nn.Linear(8, 5),
+        ),
+        (3, 8, 8),
+        {("a.weight", 0): 8, ("mix.weight", 0): 0},
+        {("mix.weight", 0): "mean"},
+    ),
     "layer norm": Example(
         lambda: Net(
             lambda net, x: net.c(net.b(net.norm(net.a(x))).relu()),
@@ -306,8 +383,58 @@ EXAMPLES = {
             c=nn.Linear(4, 3),
         ),
         (6,),
-        {("a.weight", 0): 0, ("b.weight", 0): 4},
-        {("a.weight", 0): "layer_norm", ("norm.weight", 0): "layer_norm"},
+        {("a.weight", 0): 8, ("norm.weight", 0): 8, ("norm.bias", 0): 8, ("b.weight", 0): 4},
+        {},
+    ),
+    "layer norm of tokens": Example(
+        lambda: Net(
+            _tokens,
+            a=conv(3, 8),
+            token=torch.randn(1, 1, 8),
+            places=torch.randn(1, 65, 8),
+            norm=nn.LayerNorm(8),
+            scale=torch.rand(8),
+            b=nn.Linear(8, 6),
+            c=nn.Linear(6, 8),
+            last=nn.LayerNorm(8, elementwise_affine=False),
+            head=nn.Linear(8, 5),
+        ),
+        (3, 8, 8),
+        {("a.weight", 0): 8, ("token", 2): 8, ("places", 2): 8, ("scale", 0): 8, ("b.weight", 0): 6},
+        {},
+    ),
+    "layer norm of channels and places": Example(
+        lambda: Net(
+            lambda net, x: pooled(net, net.norm(net.a(x))),
+            a=conv(3, 8),
+            norm=nn.LayerNorm((8, 8, 8)),
+            head=nn.Linear(8, 5),
+        ),
+        (3, 8, 8),
+        {("a.weight", 0): 8, ("norm.weight", 0): 8},
+        {("norm.weight", 1): "it meets sizes that stay"},
+    ),
+    "root mean square norm": Example(
+        lambda: Net(
+            lambda net, x: net.b(net.norm(net.a(x).relu())),
+            a=nn.Linear(6, 8),
+            norm=nn.RMSNorm(8),
+            b=nn.Linear(8, 4),
+        ),
+        (6,),
+        {("a.weight", 0): 8, ("norm.weight", 0): 8},
+        {},
+    ),
+    "layer norm of what is not zero": Example(
+        lambda: Net(
+            lambda net, x: net.b(net.norm(net.a(x).sigmoid())),
+            a=nn.Linear(6, 8),
+            norm=nn.LayerNorm(8),
+            b=nn.Linear(8, 4),
+        ),
+        (6,),
+        {("a.weight", 0): 0, ("norm.weight", 0): 0},
+        {("a.weight", 0): "layer_norm (layer_norm) normalises over it"},
     ),
     "group norm": Example(
         lambda: Net(
@@ -337,8 +464,38 @@ EXAMPLES = {
     "mean over channels": Example(
         lambda: Net(lambda net, x: net.head(net.a(x).mean(1).flatten(1)), a=conv(3, 8), head=nn.Linear(64, 5)),
         (3, 8, 8),
+        {("a.weight", 0): 8},
+        {},
+    ),
+    "reductions over channels": Example(
+        lambda: Net(_reductions, a=conv(3, 8), norm=nn.BatchNorm2d(8), head=nn.Linear(8, 5)),
+        (3, 8, 8),
+        {("a.weight", 0): 8, ("norm.weight", 0): 8},
+        {},
+    ),
+    "mean over channels less another": Example(
+        lambda: Net(_centred, a=conv(3, 8), head=nn.Linear(8, 5)),
+        (3, 8, 8),
+        {("a.weight", 0): 0},  # the variance is of what is not zero where channels go
+        {("a.weight", 0): "mean (mean_1) is taken over it"},
+    ),
+    "mean over channels that are written into": Example(
+        lambda: Net(_written, a=conv(3, 8), head=nn.Linear(8, 5)),
+        (3, 8, 8),
         {("a.weight", 0): 0},
-        {("a.weight", 0): "mean"},
+        {("a.weight", 0): "mean (mean) is taken over it"},
+    ),
+    "global response": Example(
+        lambda: Net(
+            _responding,
+            a=nn.Linear(6, 8),
+            scale=torch.randn(8),
+            shift=torch.randn(8),
+            head=nn.Linear(8, 5),
+        ),
+        (7, 6),
+        {("a.weight", 0): 8, ("scale", 0): 8},
+        {},
     ),
     "pixel shuffle": Example(
         lambda: Net(lambda net, x: pooled(net, F.pixel_shuffle(net.a(x), 2)), a=conv(3, 12), head=nn.Linear(3, 5)),

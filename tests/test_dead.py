@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,81 @@ def test_a_model_without_dead_channels_is_the_same() -> None:
     thin = cut_dead(pruned)
     assert thin.record == pruned.record
     assert thin.state_dict().keys() == pruned.state_dict().keys()
+
+
+def _through(net: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(x + net.mid(x))
+
+
+def _within(net: nn.Module, x: Tensor) -> Tensor:
+    """The sum is written into a part of what a layer gives."""
+    y = net.mid(x)
+    y[:, :, 1:] += x[:, :, 1:]
+    return F.relu(y)
+
+
+def _normed(net: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(x + net.norm(net.mid(x)))
+
+
+class Shortcut(nn.Module):
+    """A layer between two others, with a shortcut around it: it reads the channels that it adds to."""
+
+    def __init__(self, mid: nn.Module, around: Callable[[nn.Module, Tensor], Tensor] = _through) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.mid = mid
+        self.norm = nn.BatchNorm2d(8)
+        self.around = around
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.around(self, self.first(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("net", "width"),
+    [
+        (Shortcut(nn.Conv2d(8, 8, 1)), 7),  # the bias takes the constant
+        (Shortcut(nn.Conv2d(8, 8, 1), _within), 7),
+        (Shortcut(nn.Conv2d(8, 8, 1, bias=False), _normed), 7),  # the running mean does
+        (Shortcut(nn.Conv2d(8, 8, 1, bias=False)), 8),  # nothing can
+        (Shortcut(nn.Conv2d(8, 8, 3, padding=1)), 8),  # the border reads zeros
+        (Shortcut(nn.Conv2d(8, 8, 3, padding=1, groups=8)), 7),  # no other channel reads it
+    ],
+)
+def test_a_shortcut_goes_around_what_reads_a_constant(net: Shortcut, width: int) -> None:
+    torch.manual_seed(0)
+    pruned = masked(net, first=(0, [2]), mid=(0, [2]))
+    thin = cut_dead(pruned)
+    assert thin.weights["first.weight"].shape[0] == width
+    same(pruned, thin, 3, 3, 8, 8)
+
+
+def test_heads_in_the_batch_with_a_shortcut() -> None:
+    """What a dead head adds to tokens that a shortcut goes around: labels are of the captured batch."""
+    torch.manual_seed(0)
+    pruned = masked(Heads(), v=(0, [4, 5, 6, 7]), q=(0, [4, 5, 6, 7]), k=(0, [4, 5, 6, 7]))
+    thin = cut_dead(pruned)
+    assert thin.weights["v.weight"].shape[0] == 8
+    same(pruned, thin, 3, 3, 8, 8)
+
+
+class Heads(nn.Module):
+    """Three heads of four channels, folded into the batch; their values go around the product too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(64, 12) for _ in range(3))
+        self.out = nn.Linear(12, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x.flatten(2)).view(x.shape[0], 3, 3, 4).transpose(1, 2).reshape(-1, 3, 4)
+            for layer in (self.q, self.k, self.v)
+        )
+        y = torch.bmm((q @ k.transpose(1, 2)).softmax(-1), v) + v
+        return self.out(y.view(x.shape[0], 3, 3, 4).transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize(

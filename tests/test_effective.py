@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +217,19 @@ NETS = {
         0.45,
     ),
 }
+
+
+NETS["written into a part"] = Net(
+    lambda: module_of(_written, a=nn.Linear(4, 4, bias=False), b=nn.Linear(4, 4, bias=False), c=nn.Linear(4, 2)),
+    (4,),
+)
+
+
+def _written(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y[:, 1:] += net.b(x)[:, 1:]
+    y[:, 0] = net.b(x)[:, 0]
+    return net.c(y)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -67,6 +67,33 @@ class Windows(nn.Module):
         return self.out(y.permute(0, 2, 3, 1, 4).reshape(-1, 15, 8))
 
 
+class FoldedHeads(nn.Module):
+    """Attention of heads that are part of the batch, with a mask for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, batch * 2, tokens, -1).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=q @ q.transpose(1, 2))
+        return self.out(y.view(batch, 2, tokens, -1).transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class TwoImages(nn.Module):
+    """Two inputs go through a layer as one batch, as the images of an optical flow do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.one(torch.cat([x, x.flip(1)])).chunk(2)
+        return self.two(first.relu() * second)
+
+
 class Scaled(nn.Module):
     """A convolution and a normalisation without shifts: an exporter makes zeros for both, in two shapes."""
 
@@ -211,6 +238,8 @@ CASES = {
         ["attention.in_proj_weight", "attention.out_proj.weight", "mlp.0.weight", "mlp.2.weight"],
     ),
     "windows": Case(Windows, normal(15, 8), ["output"], ["qkv.weight", "out.weight"]),
+    "folded heads": Case(FoldedHeads, normal(5, 8), ["output"], ["qkv.weight", "out.weight"]),
+    "two images": Case(TwoImages, normal(6), ["output"], ["one.weight", "two.weight"]),
     "scaled": Case(Scaled, normal(3, 4, 4), ["output"], ["first.weight"]),
     "tied text": Case(TiedText, tokens, ["output"], ["body.weight", "embedding.weight"]),
     "tied layers": Case(TiedLayers, normal(6), ["output"], ["first.weight"]),

@@ -30,7 +30,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -253,9 +253,15 @@ def _linear(call: _Call, *args: Any, scale: float = 1.0) -> Any:
 def _moved(call: _Call) -> Any:
     """Each element of the result is one of an argument, or a constant; where they come from is fixed."""
     if any(isinstance(leaf, _Marks) for leaf in pytree.tree_leaves((call.args[1:], call.kwargs))):
-        written = call.name in ("copy", "select_scatter", "slice_scatter")
+        written = call.name in ("select_scatter", "slice_scatter")
         return _linear(call) if written else _anything(call)
     return _linear(call)
+
+
+def _copied(call: _Call) -> Any:
+    """``copy``: the second argument in the place of the first. Of itself it has no derivative."""
+    target, source = (_as_marks(argument) for argument in call.args[:2])
+    return _linear(replace(call, target=torch.ops.aten.expand.default, args=(source, target.on.shape), kwargs={}))
 
 
 def _joined(call: _Call) -> Any:
@@ -462,7 +468,7 @@ _NORMS = ("linalg_vector_norm", "norm")
 
 _RULES: dict[str, Callable[[_Call], Any]] = {
     **dict.fromkeys(
-        "_reshape_alias _to_copy _unsafe_view alias channel_shuffle clone contiguous copy detach "
+        "_reshape_alias _to_copy _unsafe_view alias channel_shuffle clone contiguous detach "
         "diagonal expand flip gather im2col index index_select lift lift_fresh permute pixel_shuffle "
         "pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat replication_pad1d "
         "replication_pad2d replication_pad3d reshape roll select select_scatter slice slice_scatter split "
@@ -493,6 +499,7 @@ _RULES: dict[str, Callable[[_Call], Any]] = {
     ),
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(("cat", "stack"), _joined),
+    "copy": _copied,
     "constant_pad_nd": _padded,
     "embedding": _looked_up,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.coupling.atoms import FIXED, Atoms, Labels
 from fxprune.coupling.flow import Flow, Splits
@@ -147,8 +147,12 @@ def _read(captured: CapturedModel, splits: Splits) -> Coupling:
                     by_id[id(tensor)] = _draw(atoms, prefix + name, tensor)
                     state[prefix + name] = by_id[id(tensor)]
                 local[name] = by_id[id(tensor)]
+        parameters = {name for name in local if isinstance(attribute(region, name), nn.Parameter)}
         for mode in MODES:
-            flows[path, mode] = Flow(atoms, splits, region._fxprune[mode], local)
+            # the Python of a model in parts, which its ONNX file is made from, counts no zeros
+            flows[path, mode] = Flow(
+                atoms, splits, region._fxprune[mode], local, parameters, whole=captured.is_whole
+            )
     parameters = {name for name, _ in captured.host.named_parameters()}
     return Coupling(atoms, state, frozenset(parameters & set(state)), flows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,15 +45,29 @@ class Flow:
 
     Attributes:
         atoms: shared by all graphs of a model.
+        parameters: names of the parameters in `state`.
         values: labels by node; a tuple of them where the node gives several tensors, None where it gives none.
         activations: the nodes that follow an input.
+        zeros: the nodes whose value is zero wherever it is cut, so that zeros can be counted in its place; none
+            where the graph is not all that is run.
     """
 
-    def __init__(self, atoms: Atoms, splits: Splits, program: Program, state: Mapping[str, Labels]) -> None:
+    def __init__(
+        self,
+        atoms: Atoms,
+        splits: Splits,
+        program: Program,
+        state: Mapping[str, Labels],
+        parameters: Set[str],
+        *,
+        whole: bool,
+    ) -> None:
         from fxprune.coupling.rules import rule
+        from fxprune.coupling.zeros import gives_zero
 
-        self.atoms, self._splits = atoms, splits
+        self.atoms, self._splits, self.parameters = atoms, splits, parameters
         self.values: dict[fx.Node, Any] = {}
+        self.zeros: set[fx.Node] = set()
         self.activations = operators.input_dependent(program.graph)
         for node in program.graph.nodes:
             if node.op == "get_attr":
@@ -65,6 +79,18 @@ class Flow:
                 self.values[node] = rule(node)(self, node)
             else:
                 self.values[node] = fixed(node)
+            if whole and node.op != "output":
+                self._note(node, zero=gives_zero(self, node))
+
+    def _note(self, node: fx.Node, *, zero: bool) -> None:
+        """Keep `zeros`, of what a call writes into and of all views of it too."""
+        if zero:
+            self.zeros.add(node)
+            return
+        written = {operators.source(each) for each in operators.changed(node)}
+        self.zeros = (
+            {each for each in self.zeros if operators.source(each) not in written} if written else self.zeros
+        )
 
     # --- what rules ask
 

@@ -2,9 +2,10 @@
 
 A rule joins what has to be cut together, keeps what cannot be cut without another result, and gives the labels of
 what the operator computes. What is cut is zero in the weights on both of its sides, so that an operator that works
-on each channel by itself needs no more than that. One that mixes channels without a weight (a softmax, a mean, a
-normalisation over them) computes something else when some are gone: there they stay. So they do for an operator
-that has no rule here.
+on each channel by itself needs no more than that. One that mixes channels without a weight (a mean, a
+normalisation, a softmax over them) computes something else when some are gone. Where what it is given is zero
+there (`zeros`), a mean and a normalisation can count as many zeros instead, and `fxprune.shrink` has them do so;
+else channels stay. So they do for an operator that has no rule here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from fxprune.coupling.flow import Flow, fixed, told
 from fxprune.operators import argument
 
 Rule = Callable[[Flow, fx.Node], Any]
+
+# Reductions in which zeros can be counted, and those that do not change with their number.
+COUNT_ZEROS = frozenset("mean amax amin var std".split())
+_SUMS = frozenset(("sum", "linalg_vector_norm"))
 
 
 def rule(node: fx.Node) -> Rule:
@@ -269,7 +274,8 @@ def _over_last(place: int) -> Rule:
     def normalised(flow: Flow, node: fx.Node) -> Any:
         data = flow.labels(node.args[0])
         count = len(node.args[1])  # type: ignore[arg-type]
-        flow.keep_all(data[-count:], f"{told(node)} normalises over it")
+        if not _counts_zeros(flow, node):
+            flow.keep_all(data[-count:], f"{told(node)} normalises over it")
         for value in node.args[place : place + 2]:
             if isinstance(value, fx.Node):
                 flow.aligned(node, [data[-count:], flow.labels(value)])
@@ -299,14 +305,26 @@ def _mixed(flow: Flow, node: fx.Node) -> Any:
     return data
 
 
+def _counts_zeros(flow: Flow, node: fx.Node) -> bool:
+    """Whether zeros can be counted in the place of what is cut."""
+    smallest = operators.name_of(node) == "linalg_vector_norm" and argument(node, 1, "ord", 2) < 0
+    return node.args[0] in flow.zeros and node.args[0] in flow.activations and not smallest
+
+
+def reduced_over(node: fx.Node, rank: int) -> set[int]:
+    """The dimensions over which a mean or another reduction is taken."""
+    dims = argument(node, 2 if "norm" in operators.name_of(node) else 1, "dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    return {dim % max(rank, 1) for dim in dims} if dims else set(range(rank))
+
+
 def _reduced(flow: Flow, node: fx.Node) -> Any:
     data = flow.labels(node.args[0])
-    dims = argument(node, 2 if "norm" in operators.name_of(node) else 1, "dim")
-    if isinstance(dims, fx.Node):  # the larger of two tensors
+    if any(isinstance(other, fx.Node) for other in node.args[1:2]):  # the larger of two tensors
         return _pointwise(flow, node)
-    dims = [dims] if isinstance(dims, int) else dims
-    over = {_dimension(data, dim) for dim in dims} if dims else set(range(len(data)))
-    flow.keep_all([data[place] for place in over], f"{told(node)} is taken over it")
+    over = reduced_over(node, len(data))
+    if not (operators.name_of(node) in COUNT_ZEROS | _SUMS and _counts_zeros(flow, node)):
+        flow.keep_all([data[place] for place in over], f"{told(node)} is taken over it")
     shape, several = _result(node)
     left = [array for place, array in enumerate(data) if place not in over]
     if len(shape) == len(data):
@@ -345,7 +363,9 @@ def _reshaped(flow: Flow, node: fx.Node) -> Any:
         return flow.aligned(node, [result, flow.labels(sizes)])
     if isinstance(sizes, (list, tuple)) and len(sizes) == len(shape):
         computed = [array for size, array in zip(sizes, result, strict=True) if isinstance(size, fx.Node)]
-        if len(computed) > 1 or -1 in sizes:  # else -1 can stand for it
+        computed = [array for array in computed if flow.can_be_cut(array)]
+        inferred = -1 in sizes and sizes.index(-1) in node.meta["dynamic"]
+        if len(computed) > 1 or inferred:  # else -1 can stand for it, and a number for what was -1
             flow.keep_all(computed, f"{told(node)} computes its size from the batch's")
     return result
 
@@ -411,6 +431,8 @@ def _split(flow: Flow, node: fx.Node) -> Any:
     data = flow.labels(node.args[0])
     name = operators.name_of(node)
     place = _dimension(data, argument(node, 2, "dim", 0))
+    if _varies(node, place):
+        flow.keep_all((data[place],), f"{told(node)} cuts what follows the batch's size")
     size = len(data[place])
     if name == "chunk":
         step = -(-size // int(node.args[1]))  # type: ignore[arg-type]
@@ -448,6 +470,18 @@ def _selected(flow: Flow, node: fx.Node) -> Any:
     return (*data[:place], *data[place + 1 :])
 
 
+def takes_all(node: fx.Node, size: int) -> bool:
+    """Whether a slice takes all of a dimension, whatever its size."""
+    start, end = argument(node, 2, "start", 0), argument(node, 3, "end", None)
+    return start in (None, 0) and (end is None or end > size)
+
+
+def _varies(node: fx.Node, place: int) -> bool:
+    """Whether a dimension of the first argument follows the size of the batch, as where heads are part of it."""
+    source = node.args[0]
+    return isinstance(source, fx.Node) and place in source.meta["dynamic"]
+
+
 def _sliced(flow: Flow, node: fx.Node) -> Any:
     data = flow.labels(node.args[0])
     place = _dimension(data, argument(node, 1, "dim", 0))
@@ -457,6 +491,8 @@ def _sliced(flow: Flow, node: fx.Node) -> Any:
         return (*data[:place], np.zeros(shape_of(node)[place], np.int64), *data[place + 1 :])
     if step != 1:
         flow.keep_all((data[place],), f"{told(node)} takes every {step}th of it")
+    elif _varies(node, place) and not takes_all(node, len(data[place])):
+        flow.keep_all((data[place],), f"{told(node)} cuts what follows the batch's size")
     return (*data[:place], data[place][slice(start, end, step)], *data[place + 1 :])
 
 

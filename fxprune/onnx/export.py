@@ -138,6 +138,7 @@ def _to_onnx(model: PrunedModel, opset: int) -> Any:
     _add_zeros_to_volumes(folded.graph)
     _make_views_legal(folded.graph)
     _spell_out(folded.graph)
+    _part_batches(folded.graph)
     folded.recompile()
     inputs = tuple(program.sample_inputs(2))
     batch = _batch(program)
@@ -224,14 +225,35 @@ def _batch_attention(graph: fx.Graph) -> None:
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         before = node.meta["shape"][:-3]
-        if len(before) < 2 or operators.argument(node, 3, "attn_mask") is not None:
+        there: tuple[Any, tuple[Any, ...]]
+        back: tuple[Any, tuple[Any, ...]]
+        if len(node.meta["shape"]) == 3:  # heads that are part of the batch
+            there, back = (aten.unsqueeze.default, (0,)), (aten.squeeze.dim, (0,))
+        elif len(before) > 1 and operators.argument(node, 3, "attn_mask") is None:
+            there, back = (aten.flatten.using_ints, (0, -4)), (aten.unflatten.int, (0, [-1, *before[1:]]))
+        else:
             continue
         with graph.inserting_before(node):
             for place in range(3):
-                node.update_arg(place, graph.call_function(aten.flatten.using_ints, (node.args[place], 0, -4)))
+                node.update_arg(place, graph.call_function(there[0], (node.args[place], *there[1])))
         with graph.inserting_after(node):
-            apart = graph.call_function(aten.unflatten.int, (node, 0, [-1, *before[1:]]))
-        node.replace_all_uses_with(apart, delete_user_cb=lambda user, apart=apart: user is not apart)
+            result = graph.call_function(back[0], (node, *back[1]))
+        node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+
+
+def _part_batches(graph: fx.Graph) -> None:
+    """Take batches that went through a layer as one apart by a dimension of their own.
+
+    Of pieces whose size follows the batch's, the exporter cannot prove how many there are.
+    """
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.chunk.default):
+        data, chunks = node.args[:2]
+        dim = operators.argument(node, 2, "dim", 0) % len(data.meta["shape"])
+        if dim in data.meta["dynamic"]:
+            with graph.inserting_before(node):
+                apart = graph.call_function(aten.unflatten.int, (data, dim, [chunks, -1]))
+            node.target, node.args, node.kwargs = aten.unbind.int, (apart, dim), {}
 
 
 def _spell_out(graph: fx.Graph) -> None:
