@@ -21,18 +21,20 @@ class _Convolution(Function):
     """Any convolution without a gradient for its bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Optional, settings: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Optional, settings: tuple[Any, ...], exact: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.save_for_forward(x, weight)
         ctx.set_materialize_grads(False)
         ctx.settings = settings
-        return _exact_convolution(x, weight, bias, settings)
+        return (_exact_convolution if exact else aten.convolution)(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Optional, ...]:
         x, weight = ctx.saved_tensors
         gx, gw = _ConvolutionBackward.apply(g, x, weight, ctx.settings, ctx.needs_input_grad[:2])
-        return gx, gw, None, None
+        return gx, gw, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Optional, dw: Optional, *_: Any) -> Tensor:
@@ -40,7 +42,7 @@ class _Convolution(Function):
             x, weight = ctx.saved_tensors
             pairs = [(channels_last(dx), weight)] if dx is not None else []
             pairs += [(x, dw)] if dw is not None else []
-            first, *rest = [_Convolution.apply(*pair, None, ctx.settings) for pair in pairs]
+            first, *rest = [_Convolution.apply(*pair, None, ctx.settings, False) for pair in pairs]
             return first + rest[0] if rest else first
 
 
@@ -77,7 +79,7 @@ class _ConvolutionBackward(Function):
 _LONG = 512  # products in a sum: 57 channels of 3 x 3
 
 
-def _exact_convolution(x: Tensor, weight: Tensor, bias: Optional, settings: tuple[Any, ...]) -> Tensor:
+def _exact_convolution(x: Tensor, weight: Tensor, bias: Optional, *settings: Any) -> Tensor:
     """``aten.convolution``, without the rounding of long sums.
 
     The CPU's kernel for channels-last images adds up all products of an output one by one, that for the other
@@ -112,9 +114,8 @@ def convolution(
         native = (aten.conv1d, aten.conv2d, aten.conv3d)[dims - 1]
         return native(x, weight, bias, stride, padding, dilation, groups)
     strides, paddings, dilations = (_spread(value, dims) for value in (stride, padding, dilation))
-    return _Convolution.apply(
-        channels_last(x), weight, bias, (strides, paddings, dilations, False, [0] * dims, groups)
-    )
+    settings = (strides, paddings, dilations, False, [0] * dims, groups)
+    return _Convolution.apply(channels_last(x), weight, bias, settings, True)
 
 
 def _spread(value: Sequence[int] | int, dims: int) -> list[int]:
