@@ -2,6 +2,7 @@
 
     python benchmarks/robustness.py tests --json benchmarks/results/tests.json      # runs those tests
     python benchmarks/robustness.py suite --json benchmarks/results/suite.json      # runs all tests
+    python benchmarks/robustness.py wheel --json benchmarks/results/wheel.json      # make wheel-check
     python benchmarks/robustness.py table benchmarks/results/* --readme README.md   # the table, from records
 
 `suite` is for environments of another kind, such as that of `make test-oldest`; the record has their versions.
@@ -73,6 +74,12 @@ def _of_suite(found: Row) -> list[Line]:
     return [(f"all tests with the oldest versions: {versions}", _counted(found["rows"][0]), "make test-oldest")]
 
 
+def _of_wheel(found: Row) -> list[Line]:
+    row = found["rows"][0]
+    what = "the wheel built in isolation, its metadata checked, installed alone, the demo recipe run from it"
+    return [(what, f"{'fails' if row['failed'] else 'passes'}, {row['seconds']} s", "make wheel-check")]
+
+
 def _counted(row: Row) -> str:
     skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
     return f"{row['passed']:,} pass, {row['failed'] or 'none'} fail{'s' if row['failed'] < 2 else ''}{skipped}"
@@ -117,6 +124,7 @@ OF: dict[str, Callable[[Row], list[Line]]] = {
     "long_use.py": _of_long_use,
     "robustness.py tests": _of_tests,
     "robustness.py suite": _of_suite,
+    "robustness.py wheel": _of_wheel,
 }
 
 
@@ -146,7 +154,7 @@ def main() -> None:
     """Parse the command line; run tests, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("tests", "suite"):
+    for name in ("tests", "suite", "wheel"):
         commands.add_parser(name).add_argument("--json", type=Path, help="write the figures here")
     of_table = commands.add_parser("table")
     of_table.add_argument("records", type=Path, nargs="+")
@@ -157,8 +165,12 @@ def main() -> None:
         return
     if options.what == "tests":
         rows = [{"file": name, **run(f"tests/{name}")} for name in TESTS]
-    else:
+    elif options.what == "suite":
         rows = [run("-n", "2")]
+    else:
+        start = time.monotonic()
+        code = subprocess.run(["make", "wheel-check"], cwd=ROOT, check=False).returncode
+        rows = [{"failed": code, "seconds": round(time.monotonic() - start)}]
     record.write(options.json, rows, *PACKAGES)
     sys.exit(any(row["failed"] for row in rows))
 

@@ -30,6 +30,7 @@ def test_the_table(tmp_path: Path) -> None:
         _record(tmp_path, "kills.py --kills 20", *killed),
         _record(tmp_path, "long_use.py", slopes, {"round": 1}),
         _record(tmp_path, "robustness.py suite", counts),
+        _record(tmp_path, "robustness.py wheel", {"failed": 2, "seconds": 100}),
         _record(tmp_path, "scoring.py"),
     ]
     lines = robustness.table(files).splitlines()[2:]
@@ -40,6 +41,7 @@ def test_the_table(tmp_path: Path) -> None:
         "20 kills, no torn file, 1 difference from an undisturbed run",
         "growth a round, over the second half: 0.01 MiB, 0 open files, 0 threads",
         "3,100 pass, 1 fails",
+        "fails, 100 s",
     ]
 
 
