@@ -9,7 +9,7 @@ import robustness
 
 
 def _record(folder: Path, command: str, *rows: robustness.Row) -> Path:
-    file = folder / f"{command.partition('.')[0].replace(' ', '_')}.json"
+    file = folder / f"{command.replace(' ', '_')}.json"
     found = {"command": f"python benchmarks/{command}", "versions": {"torch": "2.11.0"}, "rows": rows}
     file.write_text(json.dumps(found))
     return file
