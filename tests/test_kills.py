@@ -118,6 +118,15 @@ CASES = {
 }
 
 
+def test_a_process_whose_parent_was_interrupted_before_it_had_orders_says_nothing() -> None:
+    code = (
+        "import fxprune.compat.preload, sys; sys.excepthook(EOFError, EOFError('end'), None); raise ValueError(1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "ValueError: 1" in done.stderr
+    assert "EOFError" not in done.stderr
+
+
 @pytest.mark.parametrize("command", CASES)
 def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(tmp_path: Path, command: str) -> None:
     from test_bad_use import example, prune

@@ -8,6 +8,8 @@ import atexit
 import contextlib
 import gc
 import os
+import sys
+from types import TracebackType
 
 import onnxscript.optimizer  # noqa: F401  # not onnxruntime, which starts a thread
 import torch
@@ -19,6 +21,14 @@ from fxprune.capture import capture
 from fxprune.compat import stages  # noqa: F401
 from fxprune.zoo import list_models
 
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Quiet where a parent was interrupted while it started a process, which then reads the end of its orders."""
+    if kind is not EOFError:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _excepthook
 torch.set_num_threads(1)
 list_models()  # imports timm and torchvision
 capture(torch.nn.Linear(1, 1, device="meta"), (torch.zeros(2, 1, device="meta"),))
