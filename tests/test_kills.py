@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import kills
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -125,6 +126,24 @@ def test_a_process_whose_parent_was_interrupted_before_it_had_orders_says_nothin
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "ValueError: 1" in done.stderr
     assert "EOFError" not in done.stderr
+
+
+def test_nothing_of_compat_survives_its_parent(tmp_path: Path) -> None:
+    """Killed while its server imports the libraries; that then forks the process which was asked for."""
+    command = [sys.executable, "-m", "fxprune", "compat", "timm:test_*", "-o", str(tmp_path / "rows.jsonl")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    family: list[psutil.Process] = []
+    while len(family) < 2:  # multiprocessing's tracker of resources, and the server
+        assert process.poll() is None
+        family = psutil.Process(process.pid).children()
+        time.sleep(0.02)
+    time.sleep(0.5)  # until it has asked
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(family, timeout=60)
+    for each in left:
+        each.kill()
+    assert not left
 
 
 @pytest.mark.parametrize("command", CASES)

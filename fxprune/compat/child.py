@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from fxprune.zoo import list_models
+
 Stage = Literal["capture", "prune", "onnx", "shrink"]
 STAGES: tuple[Stage, ...] = ("capture", "prune", "onnx", "shrink")
 # what is gone through to get to a stage
@@ -103,8 +105,7 @@ def attend(connection: Connection, examine: Examine, task: Task, stderr: str) ->
         task: is given to it.
         stderr: file for what the process prints, C++'s last words included.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
-    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+    _follow(connection)
     sink = os.open(stderr, os.O_WRONLY | os.O_APPEND)
     os.dup2(sink, sys.stdout.fileno() if _has_descriptor(sys.stdout) else 1)
     os.dup2(sink, 2)
@@ -114,6 +115,18 @@ def attend(connection: Connection, examine: Examine, task: Task, stderr: str) ->
     except BaseException as error:  # SystemExit of a library included
         journal.fail(error)
     journal.end()
+
+
+def tell_models(connection: Connection) -> None:
+    """Send the names of all models: the body of a process, so that its parent need not import the libraries."""
+    _follow(connection)
+    connection.send(list_models())
+
+
+def _follow(connection: Connection) -> None:
+    """End with the parent, be it killed, and not before: Ctrl-C is for the parent to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
 
 
 def _has_descriptor(stream: Any) -> bool:

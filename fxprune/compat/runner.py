@@ -9,7 +9,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import BaseContext, ForkServerProcess
@@ -18,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from fxprune.compat.child import GIB, Examine, Task, attend
+from fxprune.compat.child import GIB, Examine, Task, attend, tell_models
 from fxprune.compat.results import versions
+from fxprune.errors import CompatError
 from fxprune.rows import Row, now
-from fxprune.zoo import list_models
 
 _LOOK = 0.1  # seconds between two looks at the memory of the processes
 _LOST = 255  # what multiprocessing gives for an exit code when the server is gone
@@ -50,9 +49,24 @@ def server() -> BaseContext:
 
 
 def known_models() -> list[str]:
-    """`fxprune.zoo.list_models` in a process of its own: this one stays as small as it is, and quick to end."""
-    with ProcessPoolExecutor(1, mp_context=server()) as pool:
-        return pool.submit(list_models).result()
+    """`fxprune.zoo.list_models` in a process of its own: this one stays as small as it is, and quick to end.
+
+    Raises:
+        CompatError: the process died; it has said why.
+    """
+    context = server()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=tell_models, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
+    process.start()
+    theirs.close()
+    try:
+        found: list[str] = ours.recv()
+    except EOFError:
+        raise CompatError("the models cannot be listed: the process that imports the libraries died") from None
+    finally:
+        ours.close()
+        process.join()
+    return found
 
 
 def run(
