@@ -16,10 +16,11 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# a small model of every module of timm and of every family of torchvision; a few of them to the end
+# a small model of every module of timm and of every family of torchvision; a few of them to the end.
+# The largest, detectors, hold 7 GiB.
 compat-sample: .venv/ready
 	rm -f out/compat-sample.jsonl out/compat-sample-onnx.jsonl
-	$(BIN)/fxprune compat $$(cat model_zoo/compat/sample.txt) --jobs 2 -o out/compat-sample.jsonl
+	$(BIN)/fxprune compat $$(cat model_zoo/compat/sample.txt) --jobs 2 --memory 8 -o out/compat-sample.jsonl
 	$(BIN)/fxprune compat 'timm:test_*' --stage onnx --jobs 2 -o out/compat-sample-onnx.jsonl
 
 # the wheel as users get it: built in isolation, its metadata checked, installed alone, run outside of the checkout
