@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -127,10 +128,11 @@ def compare(name: str, repeats: int, sides: tuple[str, ...]) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         files = {side: Path(folder) / f"{side}.pt" for side in sides}
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}  # what was compiled before does not count
         for _ in range(repeats):
             for side in sides:
                 command = [sys.executable, __file__, "--one", name, side, str(files[side])]
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     reason = (done.stderr.strip() or "killed").splitlines()[-1]
                     runs[side].append({"failed": f"{done.returncode}: {reason[:200]}"})  # type: ignore[dict-item]
