@@ -96,7 +96,7 @@ def _of_soak(heads: list[Row], rows: list[Row]) -> list[Line]:
 def _of_hostile(found: Row) -> list[Line]:
     kinds = [row for row in found["rows"] if "kind" in row]
     cases, refused, failed = (sum(row[name] for row in kinds) for name in ("cases", "refused", "failed"))
-    figure = f"{cases:,} tried, {refused:,} refused with a message, {failed or 'none'} neither that nor read"
+    figure = f"{cases:,} tried, {refused:,} refused with a message, {failed or 'none'} ended neither so nor read"
     return [("damaged and forged files", figure, found["command"])]
 
 

@@ -37,7 +37,7 @@ def test_the_table(tmp_path: Path) -> None:
     figures = [line.split(" | ")[1] for line in lines]
     assert figures == [
         "3 of 10,000 tried, 1 with a property that does not hold",
-        "20 tried, 18 refused with a message, 1 neither that nor read",
+        "20 tried, 18 refused with a message, 1 ended neither so nor read",
         "20 kills, no torn file, 1 difference from an undisturbed run",
         "growth a round, over the second half: 0.01 MiB, 0 open files, 0 threads",
         "3,100 pass, 1 fails",
