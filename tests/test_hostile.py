@@ -10,6 +10,8 @@ from pathlib import Path
 
 import hostile
 import pytest
+from hostile_damage import DAMAGES
+from hostile_files import Target
 
 from fxprune.errors import CheckpointError
 
@@ -26,13 +28,13 @@ def test_damaged_and_forged_files_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> hostile.Target:
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     folder = tmp_path_factory.mktemp("hostile") / "inside"
     folder.mkdir()
     before = Path.cwd()
     os.chdir(folder)
     try:
-        return hostile.Target(folder)
+        return Target(folder)
     finally:
         os.chdir(before)
 
@@ -47,21 +49,21 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> hostile.Target:
         (None, "accepted"),
     ],
 )
-def test_what_counts_as_refused(target: hostile.Target, error: Exception | None, outcome: str) -> None:
-    choose, damages, _ = target.readers["manifest"]
+def test_what_counts_as_refused(target: Target, error: Exception | None, outcome: str) -> None:
+    choose, _ = target.readers["manifest"]
 
     def read(path: Path) -> None:
         if error is not None:
             raise error
 
-    target.readers["manifest"] = (choose, damages, read)
+    target.readers["manifest"] = (choose, read)
     assert target.try_case(1, ["manifest"])["outcome"] == outcome
     assert all(path.read_bytes() == content for path, content in target.whole.items())  # for the next case
 
 
-def test_code_that_runs_is_seen(target: hostile.Target) -> None:
-    choose, damages, _ = target.readers["recipe"]
-    target.readers["recipe"] = (choose, damages, lambda _: exec((target.folder / "evil.py").read_text()))
+def test_code_that_runs_is_seen(target: Target) -> None:
+    choose, _ = target.readers["recipe"]
+    target.readers["recipe"] = (choose, lambda _: exec((target.folder / "evil.py").read_text()))
     found = target.try_case(1, ["recipe"])
     assert (found["outcome"], found["said"]) == ("failed", "the canary's code ran")
     assert not (target.folder / "ran").exists()
@@ -96,11 +98,11 @@ def test_a_process_that_dies_or_hangs_is_seen(monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
-def test_damage_does_damage(target: hostile.Target, kind: str) -> None:
+def test_damage_does_damage(target: Target, kind: str) -> None:
     """Nearly always; the same number does the same."""
-    choose, damages, _ = target.readers[kind]
+    choose, _ = target.readers[kind]
     path = choose(random.Random(0))
-    for name, damage in damages.items():
+    for name, damage in DAMAGES[kind].items():
         made = [damage(random.Random(number), target.whole[path]) for number in range(8)]
         assert made == [damage(random.Random(number), target.whole[path]) for number in range(8)]
         assert sum(content != target.whole[path] for content in made) >= 4, name
