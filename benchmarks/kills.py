@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import record
-from hostile import NET
+from hostile_files import NET
 
 IN_A_ROW = 4  # kills before a run may end
 
