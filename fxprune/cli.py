@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.logging import RichHandler
@@ -47,12 +47,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a checkpoint that 
 Folder = Annotated[Path, typer.Argument(help="Checkpoint folder, as `fxprune prune -o` wrote it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
 Again = Annotated[
-    Optional[str],  # noqa: UP045  typer reads it at run time, on Python 3.10 too
+    str | None,
     typer.Option("--model", help="Name the model again, if it is code of your own: FILE.py:FACTORY."),
 ]
 
 VerifyData = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--data", help="Images to compare the best class on; those it was pruned on, or digits."),
 ]
 
@@ -152,19 +152,19 @@ def prune(
     model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FACTORY or PKG.MOD:FACTORY.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint.")],
     sparsity: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Share of the prunable weights to remove, in [0, 1)."),
     ] = None,
     data: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH or tiny-imagenet:PATH."),
     ] = None,
     shape: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--input", help="Shape of one sample, such as 3x32x32; the model's own by default."),
     ] = None,
     num_classes: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Outputs of the model; as many as the data has classes by default."),
     ] = None,
     criterion: Annotated[
@@ -180,7 +180,7 @@ def prune(
         bool, typer.Option("--live/--no-live", help="Score where no branch is closed by its initialisation.")
     ] = True,
     include: Annotated[list[str] | None, typer.Option(help="Globs of weights to prune; all by default.")] = None,
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Globs of weights to leave.")] = None,  # noqa: UP045
+    exclude: Annotated[list[str] | None, typer.Option(help="Globs of weights to leave.")] = None,
     granularity: Annotated[
         str,
         typer.Option(
@@ -189,7 +189,7 @@ def prune(
         ),
     ] = "weight",
     budget: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="What channels may cost: macs=0.5, params=0.5 or latency=0.5, of the whole model's."),
     ] = None,
     normalise: Annotated[
@@ -197,17 +197,17 @@ def prune(
     ] = "cost",
     round_to: Annotated[int, typer.Option(help="Keep a multiple of so many channels.")] = 1,
     sanity: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Scramble on purpose: invert, shuffle or reinitialise."),
     ] = None,
     per_class: Annotated[int, typer.Option(help="Score images of each class.")] = 10,
     score_batch: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Score images at a time; as many as hold a million pixels by default."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Divides the logits in the score's loss.")] = 200.0,
     memory: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(
             min=0, help="GiB that GraSP may use to be fast, 0 for the least; 60% of what is free by default."
         ),
@@ -255,7 +255,7 @@ def prune(
 @app.command()
 def groups(
     model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, FILE.py:FACTORY or MODULE:FACTORY.")],
-    shape: Annotated[Optional[str], typer.Option("--input", help="Shape of a sample, such as 3x32x32.")] = None,  # noqa: UP045
+    shape: Annotated[str | None, typer.Option("--input", help="Shape of a sample, such as 3x32x32.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which slices of a model's tensors have to be cut together, and why the others stay."""
@@ -303,18 +303,18 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="On weights, not on scales and biases.")] = 5e-4,
     schedule: Annotated[str, typer.Option(help="cosine, step or constant.")] = "cosine",
     precision: Annotated[str, typer.Option(help="float32, or bf16 for products in bfloat16.")] = "float32",
-    data: Annotated[Optional[str], typer.Option(help="Data spec; what it was pruned on by default.")] = None,  # noqa: UP045
+    data: Annotated[str | None, typer.Option(help="Data spec; what it was pruned on by default.")] = None,
     recipe: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Take training and topology from a recipe, in place of these options."),
     ] = None,
     topology: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Let the masks move: set, rigl, deep-r or dsr, at its paper's settings."),
     ] = None,
-    log: Annotated[Optional[Path], typer.Option(help="CSV file for a table of the epochs.")] = None,  # noqa: UP045
+    log: Annotated[Path | None, typer.Option(help="CSV file for a table of the epochs.")] = None,
     tensorboard: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Folder for TensorBoard, if it is installed."),
     ] = None,
     fresh: Annotated[
@@ -373,7 +373,7 @@ def train(
 def export(
     folder: Folder,
     file: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--file", "-f", help="ONNX file to write; model.onnx in the folder by default."),
     ] = None,
     encoding: Annotated[
@@ -423,7 +423,7 @@ def report(
     folder: Folder,
     model: Again = None,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--html", help="Write one HTML page that opens offline as well."),
     ] = None,
     latency: Annotated[
@@ -530,7 +530,7 @@ def study(
     ],
     setting: Annotated[Path, typer.Argument(help="TOML file: data, networks, training, and what is tried.")],
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--output", "-o", help="Folder for results; out/studies/SETTING by default."),
     ] = None,
     network: Annotated[list[str] | None, typer.Option(help="Only these of the setting; all by default.")] = None,

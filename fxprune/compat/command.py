@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -30,11 +30,11 @@ compat = typer.Typer(
 def compat_run(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON-lines file; each model adds a row.")],
     patterns: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="[PATTERN]...", help="Globs of names, such as 'timm:resnet*'; all by default."),
     ] = None,
     library: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="timm, torchvision or transformers; all that are installed by default."),
     ] = None,
     stage: Annotated[
@@ -51,11 +51,11 @@ def compat_run(
     ] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one model may take.")] = 1800.0,
     memory: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(min=0.1, help="GiB that one model may hold; by default 80% of what is free, for each job."),
     ] = None,
     image: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
             min=8,
             help="Largest side of images beyond the stage capture, where models take that; their own by default.",
@@ -99,10 +99,10 @@ def compat_run(
 @compat.command("table")
 def compat_table(
     results: Annotated[list[Path], typer.Argument(help="Files that `fxprune compat` wrote.")],
-    html: Annotated[Optional[Path], typer.Option(help="Write one page that sorts and filters.")] = None,  # noqa: UP045
-    markdown: Annotated[Optional[Path], typer.Option(help="Write the table as Markdown.")] = None,  # noqa: UP045
+    html: Annotated[Path | None, typer.Option(help="Write one page that sorts and filters.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown.")] = None,
     readme: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="Put the pass rates between the markers of this file."),
     ] = None,
 ) -> None:
