@@ -203,7 +203,8 @@ def _build_timm(spec: ModelSpec, name: str) -> tuple[nn.Module, Shape]:
             kwargs["in_chans"] = shape[0]
         # timm marks the models whose weights or buffers depend on the image size; the others take any.
         if default.fixed_input_size and shape[1:] != tuple(default.input_size[1:]):
-            kwargs["img_size"] = shape[1:]
+            # some models of older timm take one number and no pair
+            kwargs["img_size"] = shape[1] if shape[1] == shape[2] else shape[1:]
         return timm.create_model(name, pretrained=False, **kwargs), shape
 
 
