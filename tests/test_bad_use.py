@@ -114,7 +114,7 @@ WRONG_COMMANDS = [
     ("prun net.py:make_net", ["No such command 'prun'", "Did you mean 'prune'"]),
     ("prune net.py:make_net --sparsty 0.5", ["No such option: --sparsty", "--sparsity"]),
     ("prune net.py:make_net", ["Missing option '--output'"]),
-    (f"{PRUNE} --sparsity many", ["Invalid value for '--sparsity'", "not a valid"]),
+    (f"{PRUNE} --sparsity many", ["Invalid value for '--sparsity'", " a valid "]),
     (f"{PRUNE} --sparsity nan", ["at least 0 and below 1", "got nan", "write 0.9 for 90%"]),
     (f"{PRUNE} --sparsity 90", ["at least 0 and below 1", "got 90", "write 0.9 for 90%"]),
     (f"{PRUNE} surplus", ["unexpected extra argument", "surplus"]),
