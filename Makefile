@@ -42,7 +42,7 @@ test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python benchmarks/robustness.py suite --json out/oldest.json
 
 .venv-oldest/ready: pyproject.toml
-	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet uv
 	.venv-oldest/bin/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
