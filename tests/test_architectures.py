@@ -118,10 +118,14 @@ def test_prune_train_save_load_export_verify(
             loaded.dense_state_dict()
         vanilla.load_state_dict(loaded.dense_state_dict(skip_derived=True))
     else:
-        vanilla.load_state_dict(loaded.dense_state_dict())
+        dense = loaded.dense_state_dict()
+        named = [weight.name for weight in pruned.weights if weight.name in dense]
+        assert named
+        assert all(torch.equal(dense[name], pruned.effective_weight(name)) for name in named)
+        vanilla.load_state_dict(dense)
         # in evaluation nn.MultiheadAttention takes a fused kernel, which no graph holds and which rounds otherwise
         monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
-        # the state is the same bits; products of torch 2.11 round by where their operands lie
+        # with torch 2.11 the last bits of these outputs may differ, though the state does not
         tolerance = 1e-6 * float(outputs.abs().max())
         torch.testing.assert_close(evaluated(vanilla, inputs), outputs, rtol=0, atol=tolerance)
 
